@@ -1,0 +1,100 @@
+"""What each database is: types, quoting, inspection, queries as values.
+
+A dialect describes; it never captures. `doctor`, `init` and the query sources know databases through it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from headwater.model import TableId
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """`type` is the Arrow type that every pattern gives this column's values; `contract` its natural contract type."""
+
+    name: str
+    declared: str
+    type: pa.DataType
+    contract: str
+    nullable: bool
+    generated: bool = False
+    has_default: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKey:
+    columns: tuple[str, ...]
+    table: TableId
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """`key`: the primary key's columns, () without one. `unique`: other unique keys. `indexes`: columns in order."""
+
+    id: TableId
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    unique: tuple[tuple[str, ...], ...] = ()
+    indexes: tuple[tuple[str, ...], ...] = ()
+    foreign_keys: tuple[ForeignKey, ...] = ()
+    rows: int | None = None
+    is_view: bool = False
+
+    def column(self, name: str) -> Column | None:
+        return next((c for c in self.columns if c.name == name), None)
+
+    def schema(self, names: Sequence[str] | None = None) -> pa.Schema:
+        """The row schema of `names` (None: all), in that sequence."""
+        chosen = self.columns if names is None else [c for n in names for c in self.columns if c.name == n]
+        return pa.schema([pa.field(c.name, c.type) for c in chosen])
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """SQL text, its bound parameters, and the row schema of its result."""
+
+    sql: str
+    parameters: Mapping[str, Any]
+    columns: pa.Schema
+
+
+class Reader(Protocol):
+    """One connection that reads typed rows; one thread, but for `interrupt`."""
+
+    def read(self, query: Query, *, rows: int) -> Iterator[pa.RecordBatch]:
+        """Record batches of `query.columns`, at most `rows` each, and `_invalid` (see `model.INVALID`) where needed."""
+
+    def interrupt(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Dialect(Protocol):
+    """Opened on one database; closes its connection with `close`."""
+
+    def tables(self) -> list[TableId]:
+        """The application's tables and views; neither the database's own nor Headwater's."""
+
+    def table(self, table: TableId) -> Table:
+        """Raises `SourceError` that names the nearest table when there is none of that name."""
+
+    def describe(self, sql: str) -> pa.Schema:
+        """The row schema of a custom query (`:cursor` may stand in it)."""
+
+    def reader(self, *, statement_timeout: float | None = None) -> Reader: ...
+
+    def whole(self, table: Table, columns: Sequence[str]) -> Query:
+        """Every row, in key order where the table has a key."""
+
+    def page(
+        self, table: Table, columns: Sequence[str], by: Sequence[str], after: Sequence[Any] | None, limit: int
+    ) -> Query:
+        """Keyset pagination: the next `limit` rows by the columns `by`, which are compared in the database only."""
+
+    def close(self) -> None: ...

@@ -1,0 +1,1 @@
+"""Connections to databases: the only modules that import a client library."""

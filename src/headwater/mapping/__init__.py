@@ -1,0 +1,1 @@
+"""Changes -> Events: pure functions over record batches."""

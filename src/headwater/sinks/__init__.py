@@ -1,0 +1,1 @@
+"""Adapters that streams are written into."""

@@ -1,0 +1,1 @@
+"""Conformance suites and faults, for our adapters and everybody else's."""

@@ -1,0 +1,1 @@
+"""Bytes <-> Arrow, without I/O."""
