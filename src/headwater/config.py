@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, SecretStr, field_serializer, field_validator, model_validator
 
+from headwater.contracts.document import Document, parse_document
 from headwater.contracts.model import Duration, Frozen, Name, StreamName, validated
 from headwater.errors import ConfigError
 
@@ -207,17 +208,16 @@ def load(path: str | Path = FILE) -> Config:
 
 def parse(text: str, *, directory: Path, where: str = FILE) -> Config:
     """Text of a headwater.yaml to its model."""
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {error}") from error
+    document = parse_document(text, where)
+    data = document.data
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: a mapping is expected at the top, found {type(data).__name__}")
     if data.get("headwater") != FORMAT:
         found = data.get("headwater", "nothing")
-        raise ConfigError(f"{where}: `headwater: {FORMAT}` is expected as the version of the format, found {found}")
-    filled = _filled(data, where)
-    return validated(Config, {**filled, "directory": directory}, where=where)
+        place = document.place("headwater")
+        raise ConfigError(f"{place}: `headwater: {FORMAT}` is expected as the version of the format, found {found}")
+    filled = _filled(data, (), document)
+    return validated(Config, {**filled, "directory": directory}, where=where, document=document)
 
 
 def dump(config: Config) -> str:
@@ -238,27 +238,27 @@ def scheme_of(url: str) -> str:
 _VARIABLE = re.compile(r"\$\{(?:(file):)?([^}:]+)(?::-([^}]*))?\}")
 
 
-def _filled(value: Any, where: str) -> Any:
+def _filled(value: Any, path: tuple[str | int, ...], document: Document) -> Any:
     if isinstance(value, dict):
-        return {key: _filled(item, where) for key, item in value.items()}
+        return {key: _filled(item, (*path, key), document) for key, item in value.items()}
     if isinstance(value, list):
-        return [_filled(item, where) for item in value]
+        return [_filled(item, (*path, number), document) for number, item in enumerate(value)]
     if isinstance(value, str):
-        return _VARIABLE.sub(lambda match: _variable(match, where), value)
+        return _VARIABLE.sub(lambda match: _variable(match, document.place(*path)), value)
     return value
 
 
-def _variable(match: re.Match[str], where: str) -> str:
+def _variable(match: re.Match[str], place: str) -> str:
     is_file, name, default = match.groups()
     if is_file:
         try:
             return Path(name).read_text(encoding="utf-8").strip()
         except OSError as error:
-            raise ConfigError(f"{where}: cannot read {name}: {error.strerror}") from error
+            raise ConfigError(f"{place}: cannot read {name}: {error.strerror}") from error
     value = os.environ.get(name, default)
     if value is None:
         raise ConfigError(
-            f"{where}: environment variable {name} is not set", hint=f"set it, or write ${{{name}:-default}}"
+            f"{place}: environment variable {name} is not set", hint=f"set it, or write ${{{name}:-default}}"
         )
     return value
 

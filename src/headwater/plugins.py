@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
-from headwater.config import BusConfig, SinkConfig, SourceConfig
+from headwater.config import BusConfig, SinkBatch, SinkConfig, SourceConfig
 from headwater.errors import ConfigError
-from headwater.protocols import Bus, Capture, Sink, Source
+from headwater.protocols import Bus, Capture, Guarantee, Sink, Source
 
 _SOURCES = {
     "sqlite+trigger": "headwater.sources.trigger_sqlite:open_source",
@@ -73,6 +74,20 @@ def bus_factory(url: str) -> BusFactory:
 
 def sink_factory(scheme: str) -> SinkFactory:
     found: SinkFactory = _find("sinks", _SINKS, scheme)
+    return found
+
+
+def sink_batch(scheme: str) -> SinkBatch:
+    """How much a sink of this kind takes at a time, unless the configuration says otherwise: its module's `BATCH`."""
+    module = sys.modules[sink_factory(scheme).__module__]
+    batch: SinkBatch = getattr(module, "BATCH", SinkBatch())
+    return batch
+
+
+def source_guarantee(scheme: str, pattern: str) -> Callable[..., Guarantee]:
+    """The `guarantee(config, *, keyed)` beside a source's factory."""
+    module = sys.modules[source_factory(scheme, pattern).__module__]
+    found: Callable[..., Guarantee] = module.guarantee
     return found
 
 

@@ -1,0 +1,260 @@
+"""From configuration to parts: the only place that knows which adapter, contract and mapping make up a stream.
+
+Nothing is opened before it is asked for. Commands that only look open the bus without the appender's lock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import pyarrow as pa
+
+from headwater import loads, plugins
+from headwater.config import Config, SinkConfig, SourceConfig, StreamConfig
+from headwater.contracts.model import Contract
+from headwater.contracts.store import ContractStore
+from headwater.dialects import Dialect
+from headwater.errors import ConfigError
+from headwater.guarantees import effective, refuse_broken_promises
+from headwater.mapping.stream import MappingPlan, StreamMapping, columns_needed
+from headwater.model import Mapped, TableId
+from headwater.protocols import Bus, Capture, Declaration, Guarantee, Load, Sink, Source
+from headwater.router import Route, Router
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """One stream, worked out: what is read from where, and what becomes of it."""
+
+    stream: str
+    capture: str
+    config: StreamConfig
+    contract: Contract
+    table: TableId
+    columns: pa.Schema
+    key: tuple[str, ...]
+
+
+class Assembly:
+    """A context manager; what it opened, it closes. `append`: whether this process is to be the one that appends."""
+
+    def __init__(self, config: Config, *, append: bool = False) -> None:
+        self.config = config
+        self.append = append
+        self.contracts = ContractStore(config.contracts_directory)
+        self._plans: dict[str, Plan] = {}
+        self._decisions: dict[str, loads.Decision] = {}
+
+    def __enter__(self) -> Assembly:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if "bus" in self.__dict__:
+            self.bus.close()
+            del self.__dict__["bus"]
+
+    # what the configuration says
+
+    @property
+    def home(self) -> Path | None:
+        """The directory of an embedded bus; figures, requests and spill files lie there."""
+        scheme, _, path = self.config.bus.url.partition(":")
+        return self.config.path(path) if scheme == "embedded" else None
+
+    def contract(self, stream: str) -> Contract:
+        return self.contracts.current(stream)
+
+    def capture_of(self, stream: str) -> str:
+        config = self._stream_config(stream)
+        base = f"{config.source}/{config.pattern}"
+        return f"{base}/{stream}" if config.pattern == "query" else base
+
+    def capture_streams(self) -> dict[str, tuple[str, ...]]:
+        """Captures by name, each with the streams that it feeds."""
+        found: dict[str, list[str]] = {}
+        for stream in self.config.streams:
+            found.setdefault(self.capture_of(stream), []).append(stream)
+        return {name: tuple(streams) for name, streams in found.items()}
+
+    def streams_of(self, sink: str) -> list[str]:
+        patterns = self._sink_config(sink).streams
+        return [name for name in self.config.streams if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+
+    def sink_streams(self) -> dict[str, tuple[str, ...]]:
+        return {name: tuple(self.streams_of(name)) for name in self.config.sinks}
+
+    def guarantee(self, stream: str) -> Guarantee:
+        """What the path from the source into the bus gives."""
+        plan = self.plan(stream)
+        scheme = self._source_config(plan.config.source).scheme
+        describe = plugins.source_guarantee(scheme, plan.config.pattern)
+        return effective(describe(plan.config, keyed=bool(plan.key)))
+
+    def check_promises(self) -> None:
+        """Raises `PromiseError` for the first contract that promises more than its path can give."""
+        for stream in self.config.streams:
+            refuse_broken_promises(self.contract(stream), self.guarantee(stream))
+
+    # parts
+
+    @cached_property
+    def bus(self) -> Bus:
+        factory = plugins.bus_factory(self.config.bus.url)
+        return factory(
+            config=self.config.bus,
+            pipeline=self.config.name,
+            directory=str(self.config.directory),
+            append=self.append,
+        )
+
+    def dialect(self, source: str) -> Dialect:
+        """A connection for inspection, of the calling thread."""
+        config = self._source_config(source)
+        factory = plugins.dialect_factory(config.scheme)
+        dialect: Dialect = factory(config=config, directory=str(self.config.directory))
+        return dialect
+
+    def plan(self, stream: str) -> Plan:
+        if stream not in self._plans:
+            self._plans[stream] = self._planned(stream)
+        return self._plans[stream]
+
+    def mapping(self, stream: str) -> StreamMapping:
+        return self._mapping(self.plan(stream))
+
+    def route(self, stream: str) -> Route:
+        plan = self.plan(stream)
+        strict = plan.contract.kind == "event" and plan.config.order == "strict"
+        return Route(stream, plan.table, self._mapping(plan), plan.contract, strict)
+
+    def router(self, capture: str) -> Router:
+        """A mapping of its own for the thread that asks."""
+        routes = [self.route(stream) for stream in self.capture_streams()[capture]]
+        return Router(self.bus, routes, self._spill)
+
+    def captures(self) -> dict[str, tuple[Capture, ...]]:
+        return {name: tuple(map(self._capture, streams)) for name, streams in self.capture_streams().items()}
+
+    def source(self, capture: str) -> Source:
+        streams = self.capture_streams()[capture]
+        config = self._source_config(self._stream_config(streams[0]).source)
+        factory = plugins.source_factory(config.scheme, self._stream_config(streams[0]).pattern)
+        return factory(
+            name=capture,
+            pipeline=self.config.name,
+            config=config,
+            captures=tuple(map(self._capture, streams)),
+            epoch=max((self._decisions[name].epoch for name in streams if name in self._decisions), default=1),
+            config_dir=str(self.config.directory),
+        )
+
+    def sink(self, name: str) -> Sink:
+        config = self._sink_config(name)
+        factory = plugins.sink_factory(config.scheme)
+        return factory(name=name, pipeline=self.config.name, config=config, directory=str(self.config.directory))
+
+    # the appender's start
+
+    def declare(self) -> None:
+        """Tell the bus what this configuration says of its streams, and settle which rows each begins with."""
+        declarations = [self._declaration(stream) for stream in self.config.streams]
+        notes = loads.away(self.bus, set(self.config.streams))
+        for declaration in declarations:
+            stream = declaration.contract.stream
+            decision = loads.decide(self.bus, declaration, self.config.streams[stream])
+            self._decisions[stream] = decision
+            notes += decision.notes
+        if notes:
+            self.bus.settle(Mapped(notes=tuple(notes)))
+        self.bus.declare(declarations)
+
+    def _declaration(self, stream: str) -> Declaration:
+        contract = self.contract(stream)
+        sinks = {name for name in self.config.sinks if stream in self.streams_of(name)}
+        consumers = {consumer.name for consumer in contract.consumers}
+        return Declaration(
+            contract, self.capture_of(stream), self.mapping(stream).fingerprint, frozenset(sinks | consumers)
+        )
+
+    # one stream, worked out
+
+    def _planned(self, stream: str) -> Plan:
+        config, contract = self._stream_config(stream), self.contract(stream)
+        table, columns, key = self._rows_of(stream, config)
+        names = columns_needed(config, contract, columns.names, key)
+        chosen = pa.schema([columns.field(name) for name in names])
+        return Plan(stream, self.capture_of(stream), config, contract, table, chosen, key)
+
+    def _mapping(self, plan: Plan) -> StreamMapping:
+        """Made anew for each thread that maps: expressions run on a connection of their own."""
+        return StreamMapping(
+            MappingPlan(
+                stream=plan.stream,
+                config=plan.config,
+                contract=plan.contract,
+                columns=plan.columns,
+                key=plan.key,
+                pipeline=self.config.name,
+                source=plan.capture,
+            )
+        )
+
+    def _rows_of(self, stream: str, config: StreamConfig) -> tuple[TableId, pa.Schema, tuple[str, ...]]:
+        dialect = self.dialect(config.source)
+        try:
+            if config.query is not None:
+                return TableId("", stream), dialect.describe(config.query), config.key
+            table = dialect.table(_table_id(dialect.tables(), config.table or ""))
+            return table.id, table.schema(), config.key or table.key
+        finally:
+            dialect.close()
+
+    def _capture(self, stream: str) -> Capture:
+        plan = self.plan(stream)
+        decided = self._decisions.get(stream)
+        load = decided.load if decided is not None else Load("initial")
+        return Capture(stream, plan.table, tuple(plan.columns.names), plan.key, plan.config, load)
+
+    @property
+    def _spill(self) -> Path:
+        return self.home or Path(tempfile.gettempdir())
+
+    def _stream_config(self, stream: str) -> StreamConfig:
+        return _named("stream", stream, self.config.streams)
+
+    def _sink_config(self, name: str) -> SinkConfig:
+        return _named("sink", name, self.config.sinks)
+
+    def _source_config(self, name: str) -> SourceConfig:
+        return _named("source", name, self.config.sources)
+
+
+T = TypeVar("T")
+
+
+def _named(kind: str, name: str, known: Mapping[str, T]) -> T:
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean `{near[0]}`?" if near else f"configured are {', '.join(known) or 'none'}"
+    raise ConfigError(f"there is no {kind} `{name}`", hint=hint)
+
+
+def _table_id(known: Sequence[TableId], text: str) -> TableId:
+    """The table that is written so; a name without its schema will do where it is the only one."""
+    exact = [table for table in known if str(table) == text]
+    named = exact or [table for table in known if table.name == text]
+    return named[0] if len(named) == 1 else TableId("", text)

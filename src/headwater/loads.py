@@ -1,0 +1,88 @@
+"""Which rows a stream begins with at this start: decided from what the bus knows of its past, and noted there.
+
+The newest note of kind `load` says which load holds, and the least epoch from then on: `token how epoch`. A source
+carries each token out once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headwater.config import StreamConfig
+from headwater.model import Note, Reload
+from headwater.protocols import Bus, Declaration, Load, StreamState
+
+KIND = "load"
+_AWAY = "away skip 0"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    load: Load
+    epoch: int
+    """The least epoch that the stream's changes may carry."""
+    notes: tuple[Note, ...] = ()
+    """To be made durable before the stream starts."""
+
+
+def decide(bus: Bus, declaration: Declaration, config: StreamConfig) -> Decision:
+    """What the stream begins with now."""
+    stream = declaration.contract.stream
+    state = bus.streams().get(stream)
+    first = Load("initial", skip=config.initial == "none")
+    if state is None:
+        return Decision(first, 1)
+    texts = _load_notes(bus, stream)
+    wanted = _wanted(bus, state, declaration, config, texts)
+    if wanted is not None:
+        note = Note(stream, KIND, _spell(wanted, state.epoch + 1))
+        return Decision(wanted, state.epoch + 1, (note, *_mapping_notes(state, declaration)))
+    load, epoch = _parse(texts[-1]) if texts else (first, 1)
+    return Decision(load, max(epoch, state.epoch, 1), _mapping_notes(state, declaration))
+
+
+def away(bus: Bus, configured: set[str]) -> list[Note]:
+    """Streams that are no longer configured: should one come back, its rows are compared."""
+    gone = sorted(set(bus.streams()) - configured)
+    return [Note(stream, KIND, _AWAY) for stream in gone if _load_notes(bus, stream)[-1:] != [_AWAY]]
+
+
+def _wanted(
+    bus: Bus, state: StreamState, declaration: Declaration, config: StreamConfig, texts: list[str]
+) -> Load | None:
+    """A load that this start asks for and no earlier one did. A stream that is empty needs none."""
+    if not state.head and not texts:
+        return None
+    if texts[-1:] == [_AWAY]:
+        return _compare(f"return-{len(texts)}", declaration)
+    if state.source != declaration.source or bus.position(declaration.source) is None:
+        return _compare(f"switch-{len(texts)}", declaration)
+    if state.fingerprint != declaration.fingerprint and config.on_mapping_change == "rebuild":
+        return Load(f"rebuild-{len(texts)}", Reload.REBUILD)
+    return None
+
+
+def _compare(token: str, declaration: Declaration) -> Load:
+    """Rows that cannot be compared, for want of a key, are not read again: only what changes from now on."""
+    keyed = bool(declaration.contract.key)
+    return Load(token, Reload.DIFFERENCE if keyed else None, skip=not keyed)
+
+
+def _mapping_notes(state: StreamState, declaration: Declaration) -> tuple[Note, ...]:
+    if state.fingerprint == declaration.fingerprint:
+        return ()
+    return (Note(state.stream, "mapping", f"mapping {declaration.fingerprint} holds from here"),)
+
+
+def _load_notes(bus: Bus, stream: str) -> list[str]:
+    return [placed.note.text for placed in bus.notes(stream) if placed.note.kind == KIND]
+
+
+def _spell(load: Load, epoch: int) -> str:
+    return f"{load.token} {load.reload.value if load.reload else 'skip'} {epoch}"
+
+
+def _parse(text: str) -> tuple[Load, int]:
+    token, how, epoch = text.split()
+    load = Load(token, skip=True) if how == "skip" else Load(token, Reload(how))
+    return load, int(epoch)

@@ -1,0 +1,279 @@
+"""Runs a pipeline: a thread for each capture and each sink, restarted with back-off, independent of one another.
+
+Crash-only: stopping a worker is abandoning it between two durable steps, and starting again is the only repair. A
+worker whose error will not go away by itself stays failed, and says since when; the others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from headwater import figures
+from headwater.errors import BusFull, Busy, HeadwaterError, NotConnected
+from headwater.figures import Figures, Meter, WorkerFigures
+from headwater.model import Batch, Mapped
+from headwater.pipeline import capture, deliver
+from headwater.protocols import Bus, Sink, Source
+from headwater.wrap import Metered
+
+log = logging.getLogger("headwater")
+
+TICK = 1.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
+SETTLED = 3.0
+RETRIED = (NotConnected, Busy, BusFull, OSError)
+"""Errors that may go away by themselves. Any other of ours needs somebody to act."""
+
+
+class Parts(Protocol):
+    """What a pipeline is made of. Each call makes a new part; the worker that asked closes it."""
+
+    @property
+    def bus(self) -> Bus: ...
+    @property
+    def home(self) -> Path | None:
+        """Where the figures go."""
+
+    def capture_streams(self) -> dict[str, tuple[str, ...]]: ...
+    def sink_streams(self) -> dict[str, tuple[str, ...]]: ...
+    def source(self, capture: str) -> Source: ...
+    def mapping(self, capture: str) -> Resumable: ...
+    def sink(self, name: str) -> Sink: ...
+    def prepare(self, sink: Sink, stream: str) -> None:
+        """Make the target fit for the stream, and let it join if the stream's beginning is gone."""
+
+    def pace(self, sink: str) -> tuple[int, float]:
+        """How many events a sink takes at the most, and how many seconds it lets them gather."""
+
+    def table_streams(self, capture: str, batch: Batch) -> Iterable[tuple[str, int]]:
+        """The rows of a batch by stream."""
+
+    def maintain(self) -> None:
+        """Housekeeping: retention, merging; called about once a minute."""
+
+    def answer(self) -> None:
+        """Do what other processes ask of the appender; called at each tick."""
+
+
+class Resumable(Protocol):
+    """A mapping with parked changes to catch up on."""
+
+    def __call__(self, batch: Batch) -> Mapped: ...
+    def drain(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Supervisor:
+    """`run` blocks until `stop` is called or, without `follow`, until everything has caught up."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._stopping = threading.Event()
+        captures, sinks = parts.capture_streams(), parts.sink_streams()
+        self._meter = Meter({stream for streams in captures.values() for stream in streams})
+        self._captures = [_Capture(name, streams, self) for name, streams in captures.items()]
+        self._sinks = [_Sink(name, streams, self) for name, streams in sinks.items()]
+
+    def run(self, follow: bool = True, on_tick: Callable[[Figures], None] | None = None) -> int:
+        """Exit status: 0 when every worker ended well, 1 when one is failed or could not catch up."""
+        workers = (*self._captures, *self._sinks)
+        for worker in workers:
+            worker.start(follow)
+        self._watch(workers, follow, on_tick)
+        self._tick(on_tick)
+        return 0 if self.figures().healthy else 1
+
+    def stop(self) -> None:
+        """From any thread or a signal handler: every worker returns at its next step."""
+        self._stopping.set()
+        for worker in (*self._captures, *self._sinks):
+            worker.stop()
+
+    def figures(self) -> Figures:
+        return self._meter.snapshot()
+
+    @property
+    def parts(self) -> Parts:
+        return self._parts
+
+    @property
+    def meter(self) -> Meter:
+        return self._meter
+
+    @property
+    def stopping(self) -> threading.Event:
+        return self._stopping
+
+    @property
+    def capturing(self) -> bool:
+        return any(worker.alive for worker in self._captures)
+
+    def _watch(self, workers: Sequence[_Worker], follow: bool, on_tick: Callable[[Figures], None] | None) -> None:
+        """Tick until the workers have ended; with `follow` until told to stop."""
+        ticks = 0
+        while any(worker.alive for worker in workers) or (follow and not self._stopping.is_set()):
+            if self._stopping.wait(TICK if follow else TICK / 5):
+                break
+            ticks += 1
+            self._tick(on_tick)
+            if follow:
+                self._look_after(ticks)
+        for worker in workers:
+            worker.join()
+
+    def _tick(self, on_tick: Callable[[Figures], None] | None) -> None:
+        now = self.figures()
+        if self._parts.home is not None:
+            figures.write(now, self._parts.home)
+        if on_tick is not None:
+            on_tick(now)
+
+    def _look_after(self, ticks: int) -> None:
+        self._parts.answer()
+        resuming = {name for name, state in self._parts.bus.streams().items() if state.resuming}
+        for worker in self._captures:
+            if worker.alive and resuming & set(worker.streams):
+                worker.restart()
+        for worker in (*self._captures, *self._sinks):
+            worker.settle()
+        if ticks % 60 == 0:
+            self._parts.maintain()
+
+
+class _Worker:
+    """A thread that runs `_work` again and again, with a pause after an error, until told to stop."""
+
+    kind: figures.Kind = "capture"
+
+    def __init__(self, name: str, streams: tuple[str, ...], supervisor: Supervisor) -> None:
+        self.name = name
+        self.streams = streams
+        self._supervisor = supervisor
+        self._parts = supervisor.parts
+        self._meter = supervisor.meter
+        self._stopping = supervisor.stopping
+        self._thread: threading.Thread | None = None
+        self._began: float | None = None
+        self._meter.add(WorkerFigures(name, self.kind, streams))
+
+    def start(self, follow: bool) -> None:
+        self._thread = threading.Thread(target=self._run, args=(follow,), name=self.name, daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def settle(self) -> None:
+        """A worker that had an error is well again when it moved rows, or has gone on for a while without one."""
+        if self._began is not None and time.monotonic() - self._began > SETTLED:
+            self._meter.enter(self.name, "running")
+
+    def join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def stop(self) -> None:
+        """Interrupt what `_work` waits for."""
+
+    def restart(self) -> None:
+        """End the present `_work`; the next begins at once."""
+
+    def _work(self, follow: bool) -> None:
+        raise AssertionError("a worker has work")
+
+    def _run(self, follow: bool) -> None:
+        pause = FIRST_PAUSE
+        while not self._stopping.is_set():
+            rows = self._rows()
+            self._began = time.monotonic()
+            try:
+                self._work(follow)
+            except (HeadwaterError, OSError) as error:
+                retried = isinstance(error, RETRIED)
+                self._began = None
+                self._report(error, retried)
+                if not (follow and retried) and not self._worth_another(error, pause, follow):
+                    return
+                pause = FIRST_PAUSE if self._rows() > rows else min(pause * 2, LONGEST_PAUSE)
+                self._stopping.wait(pause)
+                continue
+            except BaseException as error:  # a defect of ours: say so, stop this worker, keep the others
+                self._report(error, retried=False)
+                raise
+            if not follow:
+                self._meter.enter(self.name, "done")
+                return
+        self._meter.enter(self.name, "stopped")
+
+    def _worth_another(self, error: Exception, pause: float, follow: bool) -> bool:
+        """A run that is to end gives a busy database a few seconds, and no more."""
+        return not follow and isinstance(error, RETRIED) and pause < 4.0
+
+    def _rows(self) -> int:
+        return self._meter.rows(self.name)
+
+    def _report(self, error: BaseException, retried: bool) -> None:
+        text = str(error) or type(error).__name__
+        self._meter.enter(self.name, "waiting" if retried else "failed", text)
+        level = logging.WARNING if retried else logging.ERROR
+        log.log(level, "%s %s: %s", self.kind, self.name, text, extra={"action": "worker_error", "worker": self.name})
+
+
+class _Capture(_Worker):
+    kind = "capture"
+    _source: Source | None = None
+
+    def stop(self) -> None:
+        if (source := self._source) is not None:
+            source.stop()
+
+    restart = stop
+
+    def _work(self, follow: bool) -> None:
+        mapping = self._parts.mapping(self.name)
+        source = self._parts.source(self.name)
+        try:
+            self._source = source
+            mapping.drain()
+            if not self._stopping.is_set():
+                capture(Metered(source, self._seen), mapping, self._parts.bus, follow=follow)
+        finally:
+            self._source = None
+            source.close()
+            mapping.close()
+
+    def _seen(self, batch: Batch) -> None:
+        if len(batch):
+            self._meter.count(self.name, len(batch), self._parts.table_streams(self.name, batch))
+
+
+class _Sink(_Worker):
+    kind = "sink"
+
+    def _work(self, follow: bool) -> None:
+        sink = self._parts.sink(self.name)
+        limit, age = self._parts.pace(self.name)
+        try:
+            for stream in self.streams:
+                self._parts.prepare(sink, stream)
+            while not self._stopping.is_set():
+                last = not follow and not self._supervisor.capturing
+                written = sum(self._deliver(sink, stream, limit) for stream in self.streams)
+                if last:
+                    return
+                if written < limit:
+                    self._stopping.wait(age if follow else min(age, 0.1))
+        finally:
+            sink.close()
+
+    def _deliver(self, sink: Sink, stream: str, limit: int) -> int:
+        written = deliver(self._parts.bus, stream, sink, follow=False, limit=limit, until=self._stopping)
+        if written:
+            self._meter.count(self.name, written)
+        return written

@@ -1,0 +1,340 @@
+"""A small world to crash in: a source with a writer that never stops, a pipeline that dies again and again, and at the
+end a comparison of source and sinks row by row, by code that shares nothing with the pipeline."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import multiprocessing
+import multiprocessing.synchronize
+import os
+import random
+import signal
+import sqlite3
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["headwater.api", "headwater.runtime", "duckdb", "pyarrow.parquet", "tests.crash.world"])
+
+SCHEMA = """
+PRAGMA journal_mode = WAL;
+CREATE TABLE course_run (key TEXT PRIMARY KEY, title TEXT, price DECIMAL(10,2), updated_at INTEGER NOT NULL);
+CREATE INDEX course_run_updated ON course_run (updated_at, key);
+CREATE TABLE learner (id INTEGER PRIMARY KEY, nick TEXT UNIQUE, bio TEXT, avatar BLOB, score REAL);
+CREATE TABLE enrollment (id INTEGER PRIMARY KEY, learner_id INTEGER NOT NULL REFERENCES learner (id) ON DELETE CASCADE,
+    run_key TEXT NOT NULL, mode TEXT NOT NULL, paid DECIMAL(10,2));
+"""
+
+CONFIG = """
+headwater: 1
+name: crash
+bus: embedded:data
+sources: {lms: "sqlite:///lms.db"}
+streams:
+  accounts.learner: {source: lms, table: learner, pattern: trigger, fields: {learner_id: id}}
+  learning.enrollment: {source: lms, table: enrollment, pattern: trigger,
+    fields: {enrollment_id: id, run: run_key, paid: "round(paid, 2)"}, where: "mode <> 'beta'"}
+  catalog.course_run: {source: lms, table: course_run, pattern: query, cursor: updated_at, every: 50ms, page_size: 7,
+    look_back_ids: 50, reconcile_deletes: 300ms, fields: {course_run_key: key}}
+sinks:
+  warehouse: {url: "duckdb:warehouse.duckdb", batch: {events: 40, age: 20ms}}
+  copy: {url: "sqlite:copy.db", batch: {events: 30, age: 20ms}}
+  lake: {url: "parquet:lake", batch: {events: 50, age: 50ms}}
+"""
+
+CONTRACTS = {
+    "accounts.learner": """
+stream: accounts.learner
+version: 1
+owner: accounts
+key: [learner_id]
+changes: every
+deletes: seen
+fields:
+  learner_id: {type: int64}
+  nick: {type: string, optional: true}
+  bio: {type: string, optional: true}
+  avatar: {type: bytes, optional: true}
+  score: {type: float64, optional: true}
+""",
+    "learning.enrollment": """
+stream: learning.enrollment
+version: 1
+owner: enrolments
+key: [enrollment_id]
+changes: every
+deletes: seen
+fields:
+  enrollment_id: {type: int64}
+  learner_id: {type: int64}
+  run: {type: string}
+  mode: {type: string}
+  paid: {type: "decimal(10,2)", optional: true}
+""",
+    "catalog.course_run": """
+stream: catalog.course_run
+version: 1
+owner: catalog
+key: [course_run_key]
+deletes: seen
+fields:
+  course_run_key: {type: string}
+  title: {type: string, optional: true}
+  price: {type: "decimal(10,2)", optional: true}
+  updated_at: {type: int64}
+""",
+}
+
+
+def build(directory: Path, seed: int) -> None:
+    """The source with some rows, headwater.yaml and the contracts."""
+    with sqlite3.connect(directory / "lms.db") as source:
+        source.executescript(SCHEMA)
+    source.close()
+    write(directory, random.Random(seed), commits=60)
+    (directory / "headwater.yaml").write_text(textwrap.dedent(CONFIG))
+    (directory / "contracts").mkdir()
+    for name, text in CONTRACTS.items():
+        (directory / "contracts" / f"{name}.yaml").write_text(text)
+
+
+# the application
+
+
+def write(directory: Path, dice: random.Random, commits: int, stop: Callable[[], bool] = lambda: False) -> None:
+    """Commit `commits` random transactions, some rolled back, until told to stop."""
+    source = sqlite3.connect(directory / "lms.db", timeout=30, isolation_level=None)
+    source.execute("PRAGMA foreign_keys = ON")
+    try:
+        for _ in range(commits):
+            if stop():
+                return
+            _transaction(source, dice)
+    finally:
+        source.close()
+
+
+def _transaction(source: sqlite3.Connection, dice: random.Random) -> None:
+    source.execute("BEGIN IMMEDIATE")
+    for _ in range(dice.choice((1, 1, 1, 2, 3, 8))):
+        sql, values = dice.choice(STATEMENTS)(dice)
+        try:
+            source.execute(sql, values)
+        except sqlite3.IntegrityError:
+            continue
+    source.execute("ROLLBACK" if dice.random() < 0.1 else "COMMIT")
+
+
+Statement = tuple[str, tuple[Any, ...]]
+
+
+def _learner(dice: random.Random) -> tuple[Any, ...]:
+    bio = dice.choice((None, "", "π ≈ 3.14159", "x" * dice.randrange(300)))
+    return (f"nick{dice.randrange(60)}", bio, dice.choice((None, dice.randbytes(9))), dice.random())
+
+
+def _insert_learner(dice: random.Random) -> Statement:
+    verb = dice.choice(("INSERT", "INSERT OR REPLACE", "INSERT OR IGNORE"))
+    return f"{verb} INTO learner VALUES (?, ?, ?, ?, ?)", (dice.randrange(80), *_learner(dice))
+
+
+def _update_learner(dice: random.Random) -> Statement:
+    return "UPDATE learner SET nick = ?, bio = ?, avatar = ?, score = ? WHERE id = ?", (
+        *_learner(dice),
+        dice.randrange(80),
+    )
+
+
+def _delete_learner(dice: random.Random) -> Statement:
+    return "DELETE FROM learner WHERE id = ?", (dice.randrange(80),)
+
+
+def _enroll(dice: random.Random) -> Statement:
+    values = (
+        dice.randrange(200),
+        dice.randrange(80),
+        f"run{dice.randrange(9)}",
+        dice.choice(("audit", "beta", "paid")),
+    )
+    paid = dice.choice((None, round(dice.random() * 100, 2)))
+    return (
+        "INSERT INTO enrollment VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE"
+        " SET mode = excluded.mode, paid = excluded.paid",
+        (*values, paid),
+    )
+
+
+def _rekey(dice: random.Random) -> Statement:
+    return "UPDATE enrollment SET id = ? WHERE id = ?", (dice.randrange(200), dice.randrange(200))
+
+
+def _unenroll(dice: random.Random) -> Statement:
+    return "DELETE FROM enrollment WHERE id BETWEEN ? AND ?", (low := dice.randrange(200), low + dice.randrange(3))
+
+
+def _touch_run(dice: random.Random) -> Statement:
+    values = (
+        f"run{dice.randrange(30)}",
+        f"title {dice.random()}",
+        round(dice.random() * 500, 2),
+        time.time_ns() // 10**6,
+    )
+    return "INSERT OR REPLACE INTO course_run VALUES (?, ?, ?, ?)", values
+
+
+def _drop_run(dice: random.Random) -> Statement:
+    return "DELETE FROM course_run WHERE key = ?", (f"run{dice.randrange(30)}",)
+
+
+STATEMENTS: tuple[Callable[[random.Random], Statement], ...] = (
+    _insert_learner, _insert_learner, _update_learner, _delete_learner, _enroll, _enroll, _enroll, _rekey, _unenroll,
+    _touch_run, _touch_run, _drop_run,
+)  # fmt: skip
+
+
+def _write_until(directory: Path, seed: int, stop: multiprocessing.synchronize.Event) -> None:
+    dice = random.Random(seed)
+    while not stop.is_set():
+        write(directory, dice, 1)
+        stop.wait(dice.random() * 0.01)
+
+
+# the pipeline
+
+
+def run_pipeline(directory: Path, failpoints: str, seed: int, follow: bool) -> None:
+    """In a process of its own; exits with the supervisor's status."""
+    from headwater import config, faults
+    from headwater.assembly import Assembly
+    from headwater.runtime import start
+
+    faults.set_failpoints(failpoints, seed)
+    with Assembly(config.load(directory / "headwater.yaml"), append=True) as assembly:
+        os._exit(start(assembly).run(follow=follow))
+
+
+@dataclass
+class World:
+    directory: Path
+    seed: int
+    kills: int = 0
+
+    def torment(self, times: int) -> None:
+        """Start the pipeline and see it die, `times` times, while the writer goes on."""
+        dice = random.Random(self.seed)
+        stop = CONTEXT.Event()
+        writer = CONTEXT.Process(target=_write_until, args=(self.directory, self.seed + 1, stop), daemon=True)
+        writer.start()
+        try:
+            while self.kills < times:
+                self._one_life(dice)
+        finally:
+            stop.set()
+            writer.join(30)
+        assert writer.exitcode == 0, "the application's writes must never fail"
+
+    def _one_life(self, dice: random.Random) -> None:
+        failpoints = f"*=kill:{dice.choice((0.002, 0.01, 0.05, 0.3))}"
+        process = CONTEXT.Process(
+            target=run_pipeline, args=(self.directory, failpoints, dice.randrange(10**9), True), daemon=True
+        )
+        process.start()
+        process.join(0.2 + dice.random())
+        if process.is_alive() and process.pid is not None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.join(30)
+        assert process.exitcode == -signal.SIGKILL, f"it ended by itself with {process.exitcode}"
+        self.kills += 1
+
+    def finish(self) -> None:
+        """A run without faults that catches up."""
+        process = CONTEXT.Process(target=run_pipeline, args=(self.directory, "", 0, False))
+        process.start()
+        process.join(120)
+        assert process.exitcode == 0
+
+
+# what is there in the end
+
+
+Rows = dict[Any, tuple[Any, ...]]
+
+
+def source_rows(directory: Path) -> dict[str, Rows]:
+    """The source as the contracts describe it, by plain SQL."""
+    db = sqlite3.connect(directory / "lms.db")
+    try:
+        learners = {row[0]: row[1:] for row in db.execute("SELECT id, nick, bio, avatar, score FROM learner")}
+        enrolled = {
+            row[0]: (*row[1:4], _money(row[4]))
+            for row in db.execute("SELECT id, learner_id, run_key, mode, paid FROM enrollment WHERE mode <> 'beta'")
+        }
+        runs = {
+            row[0]: (row[1], _money(row[2]), row[3])
+            for row in db.execute("SELECT key, title, price, updated_at FROM course_run")
+        }
+    finally:
+        db.close()
+    return {"accounts.learner": learners, "learning.enrollment": enrolled, "catalog.course_run": runs}
+
+
+COLUMNS = {
+    "accounts.learner": ("learner_id", "nick", "bio", "avatar", "score"),
+    "learning.enrollment": ("enrollment_id", "learner_id", "run", "mode", "paid"),
+    "catalog.course_run": ("course_run_key", "title", "price", "updated_at"),
+}
+
+
+def duckdb_rows(directory: Path) -> dict[str, Rows]:
+    import duckdb
+
+    with duckdb.connect(str(directory / "warehouse.duckdb"), read_only=True) as db:
+        return {
+            stream: _keyed(db.execute(f'SELECT {", ".join(names)} FROM "{stream.replace(".", "_")}"').fetchall())
+            for stream, names in COLUMNS.items()
+        }
+
+
+def sqlite_rows(directory: Path) -> dict[str, Rows]:
+    db = sqlite3.connect(directory / "copy.db")
+    try:
+        found = {
+            stream: _keyed(db.execute(f'SELECT {", ".join(names)} FROM "{stream.replace(".", "_")}"').fetchall())
+            for stream, names in COLUMNS.items()
+        }
+    finally:
+        db.close()
+    money = {"learning.enrollment": 3, "catalog.course_run": 1}
+    for stream, place in money.items():
+        found[stream] = {
+            key: (*row[:place], _money(row[place]), *row[place + 1 :]) for key, row in found[stream].items()
+        }
+    return found
+
+
+def _keyed(rows: list[tuple[Any, ...]]) -> Rows:
+    keyed = {row[0]: row[1:] for row in rows}
+    assert len(keyed) == len(rows), "a key is there twice"
+    return keyed
+
+
+def _money(value: Any) -> decimal.Decimal | None:
+    return None if value is None else decimal.Decimal(str(value)).quantize(decimal.Decimal("0.01"))
+
+
+def events_of(directory: Path, stream: str) -> list[tuple[datetime.datetime | None, int, int, int, int]]:
+    """(op, epoch, commit, index) of each event, in offset order."""
+    from headwater import config
+    from headwater.assembly import Assembly
+
+    found = []
+    with Assembly(config.load(directory / "headwater.yaml")) as assembly:
+        for events in assembly.bus.read(stream, after=None, follow=False):
+            names = ("_op", "_epoch", "_commit", "_index")
+            found += list(zip(*(events.data.column(name).to_pylist() for name in names), strict=True))
+    return found
