@@ -51,7 +51,6 @@ class Assembly:
         self.append = append
         self.contracts = ContractStore(config.contracts_directory)
         self._plans: dict[str, Plan] = {}
-        self._decisions: dict[str, loads.Decision] = {}
 
     def __enter__(self) -> Assembly:
         return self
@@ -146,18 +145,23 @@ class Assembly:
         return Router(self.bus, routes, self._spill)
 
     def captures(self) -> dict[str, tuple[Capture, ...]]:
-        return {name: tuple(map(self._capture, streams)) for name, streams in self.capture_streams().items()}
+        """What each capture is to read, by name."""
+        return {
+            name: tuple(self._capture(stream, self._decide(stream).load) for stream in streams)
+            for name, streams in self.capture_streams().items()
+        }
 
     def source(self, capture: str) -> Source:
         streams = self.capture_streams()[capture]
+        decisions = {stream: self._decide(stream) for stream in streams}
         config = self._source_config(self._stream_config(streams[0]).source)
         factory = plugins.source_factory(config.scheme, self._stream_config(streams[0]).pattern)
         return factory(
             name=capture,
             pipeline=self.config.name,
             config=config,
-            captures=tuple(map(self._capture, streams)),
-            epoch=max((self._decisions[name].epoch for name in streams if name in self._decisions), default=1),
+            captures=tuple(self._capture(stream, decisions[stream].load) for stream in streams),
+            epoch=max(decision.epoch for decision in decisions.values()),
             config_dir=str(self.config.directory),
         )
 
@@ -170,16 +174,15 @@ class Assembly:
 
     def declare(self) -> None:
         """Tell the bus what this configuration says of its streams, and settle which rows each begins with."""
-        declarations = [self._declaration(stream) for stream in self.config.streams]
         notes = loads.away(self.bus, set(self.config.streams))
-        for declaration in declarations:
-            stream = declaration.contract.stream
-            decision = loads.decide(self.bus, declaration, self.config.streams[stream])
-            self._decisions[stream] = decision
-            notes += decision.notes
+        for stream in self.config.streams:
+            notes += self._decide(stream).notes
         if notes:
             self.bus.settle(Mapped(notes=tuple(notes)))
-        self.bus.declare(declarations)
+        self.bus.declare([self._declaration(stream) for stream in self.config.streams])
+
+    def _decide(self, stream: str) -> loads.Decision:
+        return loads.decide(self.bus, self._declaration(stream), self.config.streams[stream])
 
     def _declaration(self, stream: str) -> Declaration:
         contract = self.contract(stream)
@@ -222,10 +225,8 @@ class Assembly:
         finally:
             dialect.close()
 
-    def _capture(self, stream: str) -> Capture:
+    def _capture(self, stream: str, load: Load) -> Capture:
         plan = self.plan(stream)
-        decided = self._decisions.get(stream)
-        load = decided.load if decided is not None else Load("initial")
         return Capture(stream, plan.table, tuple(plan.columns.names), plan.key, plan.config, load)
 
     @property

@@ -87,14 +87,14 @@ class StreamConfig(Frozen):
     cursor: str | None = None
     """The column that grows with each change (a timestamp) or each insert (an id). None: the whole table each time."""
     every: Duration = 30.0
-    page_size: int = Field(50_000, ge=1)
+    page_size: int = Field(default=50_000, ge=1)
     statement_timeout: Duration | None = None
     read_from: str | None = None
     initial: Literal["snapshot", "none"] = "snapshot"
     look_back: Duration | None = None
     """How far behind the cursor each poll reads again (timestamps: 1m unless told; ids: `look_back_ids`)."""
-    look_back_ids: int = Field(1_000, ge=0)
-    look_back_rows: int = Field(200_000, ge=1)
+    look_back_ids: int = Field(default=1_000, ge=0)
+    look_back_rows: int = Field(default=200_000, ge=1)
     """How many rows of the look-back window may be remembered; more is an error that says so."""
     reconcile_deletes: Duration | None = None
 
@@ -116,7 +116,7 @@ class StreamConfig(Frozen):
 class SinkBatch(Frozen):
     """How much a sink takes at a time: whichever is reached first."""
 
-    events: int = Field(50_000, ge=1)
+    events: int = Field(default=50_000, ge=1)
     age: Duration = 1.0
 
 
@@ -216,6 +216,8 @@ def parse(text: str, *, directory: Path, where: str = FILE) -> Config:
         found = data.get("headwater", "nothing")
         place = document.place("headwater")
         raise ConfigError(f"{place}: `headwater: {FORMAT}` is expected as the version of the format, found {found}")
+    if "directory" in data:  # a field of the model, for those who make it in code, and no key of the file
+        raise ConfigError(f"{document.place('directory')}: `directory` is not a known key; it is where the file lies")
     filled = _filled(data, (), document)
     return validated(Config, {**filled, "directory": directory}, where=where, document=document)
 

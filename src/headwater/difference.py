@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +21,7 @@ import pyarrow.ipc
 
 from headwater.contracts.model import Contract
 from headwater.errors import MappingError, SourceError
+from headwater.mapping.evolve import conform
 from headwater.model import ORDER_FIELDS, ORDER_NAMES, UNCHANGED, Events, Op, Order, Reading, Reload
 from headwater.protocols import StreamState
 from headwater.schema import events_schema, table_schema
@@ -37,15 +38,12 @@ _NUMBER = (
 )
 """The order triple as one number, column `_o`: 32 bits of epoch, 64 of commit, 32 of index."""
 
-Spare = Callable[[pa.RecordBatch], pa.BooleanArray]
-"""Key fields in; out, which of these keys are not deleted although the reading lacks them."""
-
 
 class Difference:
     """Used by one thread, once: `add` the reading's rows, `finish`, `close`. A context manager.
 
     `directory` takes the temporary files, about the size of the rows and the stream. `state`, the stream's on the bus,
-    is checked before anything is read. `spare` protects keys whose rows the reading lost to the quarantine.
+    is checked before anything is read.
     """
 
     def __init__(
@@ -55,11 +53,9 @@ class Difference:
         memory_limit: str = "100MB",
         *,
         state: StreamState | None = None,
-        spare: Spare | None = None,
     ) -> None:
         _check_comparable(contract, state)
         self.contract = contract
-        self._spare = spare
         self._columns = pa.schema([pa.field(f.name, _stored(f.type)) for f in table_schema(contract)])
         self._like: Events | None = None
         self._before = False
@@ -138,8 +134,6 @@ class Difference:
     def _conformed(self, events: Events) -> Events:
         if events.version == self.contract.version:
             return events
-        from headwater.mapping.evolve import conform
-
         return dataclasses.replace(events, data=conform(events.data, self.contract, events.type))
 
     def _shaped(self, events: Events, row: int) -> pa.RecordBatch:
@@ -304,10 +298,8 @@ class Difference:
         count = sum(len(rows) for path in paths for rows in _read(path))
         place = self._place_behind(since, count)
         for rows in _gathered(rows for path in paths for rows in _read(path)):
-            kept = self._without_spared(rows)
-            if len(kept):
-                yield from self._events(_deletes_at(kept, place))
-                place = Order(place.epoch, place.commit, place.index + len(kept))
+            yield from self._events(_deletes_at(rows, place))
+            place = Order(place.epoch, place.commit, place.index + len(rows))
 
     def _place_behind(self, since: Order, count: int) -> Order:
         """Where `count` deletes go: behind the reading's rows or, if it has none, behind `since`."""
@@ -320,11 +312,6 @@ class Difference:
                 hint="a source gives each reading a commit of its own; this is a defect of the source",
             )
         return Order(last.epoch, last.commit, free)
-
-    def _without_spared(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        if self._spare is None:
-            return rows
-        return rows.filter(pc.invert(self._spare(rows.select(list(self.contract.key)))))
 
     def _events(self, rows: pa.RecordBatch) -> Iterator[Events]:
         """The rows as events; of one type each, in contracts that have several."""

@@ -38,7 +38,8 @@ def decide(bus: Bus, declaration: Declaration, config: StreamConfig) -> Decision
         note = Note(stream, KIND, _spell(wanted, state.epoch + 1))
         return Decision(wanted, state.epoch + 1, (note, *_mapping_notes(state, declaration)))
     load, epoch = _parse(texts[-1]) if texts else (first, 1)
-    return Decision(load, max(epoch, state.epoch, 1), _mapping_notes(state, declaration))
+    unplaced = state.head > 0 and bus.position(declaration.source) is None
+    return Decision(load, max(epoch, state.epoch + unplaced, 1), _mapping_notes(state, declaration))
 
 
 def away(bus: Bus, configured: set[str]) -> list[Note]:
@@ -47,15 +48,24 @@ def away(bus: Bus, configured: set[str]) -> list[Note]:
     return [Note(stream, KIND, _AWAY) for stream in gone if _load_notes(bus, stream)[-1:] != [_AWAY]]
 
 
+def reading_owed(bus: Bus, stream: str) -> Note:
+    """Noted when a reading came while the stream stood still: at the next start its rows are compared again."""
+    return Note(stream, KIND, _spell(Load(f"owed-{len(_load_notes(bus, stream))}", Reload.DIFFERENCE), 1))
+
+
 def _wanted(
     bus: Bus, state: StreamState, declaration: Declaration, config: StreamConfig, texts: list[str]
 ) -> Load | None:
-    """A load that this start asks for and no earlier one did. A stream that is empty needs none."""
+    """A load that this start asks for and no earlier one did. A stream that is empty needs none.
+
+    A source without a position carries out the load that was noted last, whichever it is.
+    """
     if not state.head and not texts:
         return None
     if texts[-1:] == [_AWAY]:
         return _compare(f"return-{len(texts)}", declaration)
-    if state.source != declaration.source or bus.position(declaration.source) is None:
+    unplaced = bus.position(declaration.source) is None and not texts[-1:]
+    if state.source != declaration.source or unplaced:
         return _compare(f"switch-{len(texts)}", declaration)
     if state.fingerprint != declaration.fingerprint and config.on_mapping_change == "rebuild":
         return Load(f"rebuild-{len(texts)}", Reload.REBUILD)

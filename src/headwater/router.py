@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headwater import loads
 from headwater.contracts.model import Contract
 from headwater.difference import Difference
-from headwater.errors import MappingError, StreamStopped
+from headwater.errors import MappingError, SourceError, StreamStopped
 from headwater.mapping.keys import canonical_keys
 from headwater.mapping.stream import StreamMapping
 from headwater.model import (
@@ -25,6 +26,7 @@ from headwater.model import (
     Changes,
     Events,
     Mapped,
+    Note,
     Op,
     Order,
     Parked,
@@ -53,11 +55,12 @@ class _Collected:
     events: list[Iterable[Events]] = dataclasses.field(default_factory=list)
     rejected: list[Rejected] = dataclasses.field(default_factory=list)
     parked: list[Parked] = dataclasses.field(default_factory=list)
+    notes: list[Note] = dataclasses.field(default_factory=list)
     live: list[Events] = dataclasses.field(default_factory=list)
     """Events of live changes in this batch: a reading that ends here must see them before they are in the bus."""
 
     def mapped(self, batch: Batch | None = None) -> Mapped:
-        notes = batch.notes if batch is not None else ()
+        notes = (*self.notes, *(batch.notes if batch is not None else ()))
         return Mapped(chain.from_iterable(self.events), tuple(self.rejected), tuple(self.parked), notes)
 
 
@@ -84,7 +87,7 @@ class Router:
         for changes in batch.changes:
             for route in self._targets(changes):
                 if route.stream in still:
-                    out.parked.append(Parked(route.stream, changes))
+                    self._hold(route, changes, out)
                 elif not self._map(route, changes, out):
                     still.add(route.stream)
         return out.mapped(batch)
@@ -126,13 +129,23 @@ class Router:
             else:
                 out.live += events
                 out.events.append(self._expanded(route, events))
-        except (StreamStopped, MappingError) as error:
+        except (StreamStopped, MappingError, SourceError) as error:
             self._bus.pause(route.stream, str(error))
-            out.parked.append(Parked(route.stream, changes))
+            self._hold(route, changes, out)
             return False
         if rejected is not None:
             out.rejected.append(rejected)
         return True
+
+    def _hold(self, route: Route, changes: Changes, out: _Collected) -> None:
+        """Park the changes of a stream that stands still. A reading is not parked but owed: it is made again later."""
+        if changes.reading is None:
+            out.parked.append(Parked(route.stream, changes))
+            return
+        if staged := self._staged.pop(route.stream, None):
+            staged.difference.close()
+        if changes.reading.last:
+            out.notes.append(loads.reading_owed(self._bus, route.stream))
 
     # events that wait
 
@@ -154,8 +167,7 @@ class Router:
     ) -> Rejected | None:
         staged = self._staged.get(route.stream)
         if staged is None:
-            staged = _Staged(Difference(route.contract, self._spill), set())
-            self._staged[route.stream] = staged
+            staged = self._staged[route.stream] = self._begun(route)
         for part in events:
             staged.difference.add(part)
         if rejected is not None:
@@ -167,15 +179,27 @@ class Router:
             out.events.append(self._settled(route, reading, staged, live))
         return rejected
 
+    def _begun(self, route: Route) -> _Staged:
+        rejected: set[str] = set()
+
+        def spare(keys: pa.RecordBatch) -> pa.BooleanArray:
+            return pc.is_in(canonical_keys(keys, route.contract.key), pa.array(sorted(rejected), pa.string()))
+
+        state = self._bus.streams()[route.stream]
+        return _Staged(Difference(route.contract, self._spill, state=state, spare=spare), rejected)
+
     def _settled(
         self, route: Route, reading: Reading, staged: _Staged, live: Iterable[Events] = ()
     ) -> Iterator[Events]:
+        """The difference; its first part is computed here and now, so that an error stops this stream alone."""
         history = chain(self._bus.read(route.stream, after=None, follow=False), live)
+        events = staged.difference.finish(history, reading)
         try:
-            for events in staged.difference.finish(history, reading):
-                yield from _without_deletes_of(events, route.contract.key, staged.rejected_keys)
-        finally:
+            first = list(islice(events, 1))
+        except BaseException:
             staged.difference.close()
+            raise
+        return _closing(chain(first, events), staged.difference)
 
     def _not_yet_known(self, stream: str, rejected: Rejected) -> Rejected | None:
         """A reading meets the same broken row each time; the quarantine has it once for each thing wrong with it."""
@@ -194,9 +218,16 @@ class Router:
                 continue
             row = part.data.filter(truncate).slice(0, 1)
             since = Order(*(row.column(name)[0].as_py() for name in ("_epoch", "_commit", "_index")))
-            empty = Difference(route.contract, self._spill)
-            empty.add(dataclasses.replace(part, data=part.data.slice(0, 0)))
-            yield from self._settled(route, Reading(Reload.DIFFERENCE, since, True), _Staged(empty, set()))
+            empty = self._begun(route)
+            empty.difference.add(dataclasses.replace(part, data=part.data.slice(0, 0)))
+            yield from self._settled(route, Reading(Reload.DIFFERENCE, since, True), empty)
+
+
+def _closing(events: Iterator[Events], difference: Difference) -> Iterator[Events]:
+    try:
+        yield from events
+    finally:
+        difference.close()
 
 
 def _texts(column: pa.Array) -> list[str]:
@@ -216,14 +247,6 @@ def _split(events: list[Events], key: tuple[str, ...], waiting: set[str]) -> tup
 def _masked(events: Events, mask: pa.Array) -> list[Events]:
     data = events.data.filter(mask)
     return [dataclasses.replace(events, data=data)] if data.num_rows else []
-
-
-def _without_deletes_of(events: Events, key: tuple[str, ...], kept: set[str]) -> list[Events]:
-    if not kept:
-        return [events]
-    deleted = pc.equal(events.data.column("_op"), int(Op.DELETE))
-    known = pc.is_in(canonical_keys(events.data, key), pa.array(sorted(kept), pa.string()))
-    return _masked(events, pc.invert(pc.and_(deleted, known)))
 
 
 def _waiting(route: Route, changes: Changes, held: list[Events]) -> Rejected:

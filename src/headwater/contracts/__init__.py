@@ -1,1 +1,1 @@
-"""Contracts: the public, versioned schema of a stream. Imports no Arrow, so that a web process stays light."""
+"""Contracts: what a stream promises, where its versions lie, and what a new one breaks. Imports no Arrow."""

@@ -6,21 +6,30 @@ misspelt key is an error that names the nearest right one.
 
 from __future__ import annotations
 
-import difflib
+import re
+from decimal import Decimal, InvalidOperation
 from functools import cached_property
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from headwater.contracts.types import NUMERIC, FieldType, parse_type
-from headwater.errors import ConfigError, ContractError
+from headwater.contracts.validation import validated
+from headwater.errors import ContractError
+
+__all__ = ["Consumer", "Contract", "Duration", "EventType", "FieldSpec", "Frozen", "Name", "Retention", "validated"]
 
 
 class Frozen(BaseModel):
-    """Base of every configuration model: immutable, no unknown keys."""
+    """Base of every configuration model: immutable, no unknown keys. Errors never show values: one may be a secret."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", arbitrary_types_allowed=True, ignored_types=(cached_property,)
+        frozen=True,
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        ignored_types=(cached_property,),
+        hide_input_in_errors=True,
     )
 
 
@@ -47,8 +56,13 @@ def _duration(value: Any) -> Any:
         raise ValueError(f"`{value}` is no duration; write 500ms, 30s, 5m, 2h, 7d or 1w") from None
 
 
-Duration = Annotated[float, BeforeValidator(_duration), Field(ge=0)]
+_SPELLED = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": r"^[0-9.]+\s*(ms|s|m|h|d|w)$"}]}
+
+Duration = Annotated[float, BeforeValidator(_duration), Field(ge=0), WithJsonSchema(_SPELLED)]
 """Seconds; written as `30s`, `5m`, `2h`, `7d`."""
+
+
+RANGED = (*NUMERIC, "date", "timestamp", "local_timestamp")
 
 
 class FieldSpec(Frozen):
@@ -70,25 +84,82 @@ class FieldSpec(Frozen):
     description: str = ""
     examples: tuple[Any, ...] = ()
 
-    @cached_property
+    @property
     def parsed(self) -> FieldType:
         return parse_type(self.type)
 
     @model_validator(mode="after")
     def _consistent(self) -> FieldSpec:
-        kind = parse_type(self.type).name
-        if self.pattern is not None and kind != "string":
-            raise ValueError(f"`pattern` is for strings, not {self.type}")
-        if (self.min is not None or self.max is not None) and kind not in (
-            *NUMERIC,
-            "date",
-            "timestamp",
-            "local_timestamp",
-        ):
-            raise ValueError(f"`min` and `max` are for numbers and times, not {self.type}")
-        if self.enum is not None and kind not in ("string", "int32", "int64"):
-            raise ValueError(f"`enum` is for strings and integers, not {self.type}")
+        try:
+            kind = parse_type(self.type).name
+        except ContractError as error:
+            raise ValueError(f"{error.message} ({error.hint})") from error
+        self._check_pattern(kind)
+        self._check_range(kind)
+        self._check_enum(kind)
+        if self.default is not None and not _fits(self.default, kind):
+            raise ValueError(f"`default: {self.default}` is no {self.type}")
         return self
+
+    def _check_pattern(self, kind: str) -> None:
+        if self.pattern is None:
+            return
+        if kind != "string":
+            raise ValueError(f"`pattern` is for strings, not {self.type}")
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"`pattern: {self.pattern}` is no regular expression: {error}") from error
+
+    def _check_range(self, kind: str) -> None:
+        if self.min is None and self.max is None:
+            return
+        if kind not in RANGED:
+            raise ValueError(f"`min` and `max` are for numbers and times, not {self.type}")
+        low, high = bound(self.min), bound(self.max)
+        if low is not None and high is not None:
+            if type(low) is not type(high):
+                raise ValueError(f"`min: {self.min}` and `max: {self.max}` cannot be compared")
+            if low > high:  # type: ignore[operator]
+                raise ValueError(f"`min: {self.min}` is above `max: {self.max}`")
+
+    def _check_enum(self, kind: str) -> None:
+        if self.enum is None:
+            if self.open:
+                raise ValueError("`open` is for a field with an `enum`")
+            return
+        if kind not in ("string", "int32", "int64"):
+            raise ValueError(f"`enum` is for strings and integers, not {self.type}")
+        wrong = [value for value in self.enum if isinstance(value, str) != (kind == "string")]
+        if wrong or not self.enum:
+            raise ValueError(
+                f"`enum` of a {self.type} lists {self.type} values, not {wrong[0] if wrong else 'nothing'}"
+            )
+        if len(set(self.enum)) < len(self.enum):
+            raise ValueError("`enum` lists a value twice")
+
+
+def bound(value: float | int | str | None) -> Decimal | str | None:
+    """A `min` or `max` as it is to be compared: a number, if it is one, however it was written; else a time as text."""
+    if value is None:
+        return None
+    try:
+        return Decimal(str(value))
+    except InvalidOperation:
+        return str(value)
+
+
+def _fits(value: Any, kind: str) -> bool:
+    if kind == "bool":
+        return isinstance(value, bool)
+    if isinstance(value, bool):
+        return kind == "json"
+    if kind in ("int32", "int64"):
+        return isinstance(value, int)
+    if kind in NUMERIC:
+        return isinstance(value, (int, float)) or (kind == "decimal" and isinstance(bound(value), Decimal))
+    expected: dict[str, tuple[type, ...]] = {"list": (list,), "map": (dict,), "struct": (dict,), "json": (object,)}
+    return isinstance(value, expected.get(kind, (str,)))
 
 
 class Retention(Frozen):
@@ -106,6 +177,15 @@ class Retention(Frozen):
     @classmethod
     def _words(cls, value: Any) -> Any:
         return {"forever": {}, "compacted": {"compacted": True}}.get(value, value) if isinstance(value, str) else value
+
+    @property
+    def spelled(self) -> str | dict[str, Any]:
+        """As it is written in a contract."""
+        if self == Retention():
+            return "forever"
+        if self == Retention(compacted=True):
+            return "compacted"
+        return self.model_dump(exclude_defaults=True, exclude_none=True)
 
     @property
     def forever(self) -> bool:
@@ -151,6 +231,8 @@ class Contract(Frozen):
             raise ValueError("a fact needs a `key`: the fields that identify its entity")
         for type_name in self.type_names:
             self._check_shape(type_name)
+        self._check_shared_names()
+        self._check_consumers()
         return self
 
     def _check_shape(self, type_name: str | None) -> None:
@@ -166,6 +248,18 @@ class Contract(Frozen):
                 raise ValueError(f"key field `{name}`{where} cannot be optional")
             if fields[name].parsed.name in ("list", "map", "struct", "json", "float32", "float64"):
                 raise ValueError(f"key field `{name}`{where}: {fields[name].type} cannot be part of a key")
+
+    def _check_shared_names(self) -> None:
+        types: dict[str, str] = {}
+        for type_name in self.type_names:
+            for name, spec in self.shape(type_name).items():
+                first = types.setdefault(name, spec.type)
+                if parse_type(first) != spec.parsed:
+                    raise ValueError(f"field `{name}` is {first} in one type and {spec.type} in another")
+        if len(set(self.key)) < len(self.key):
+            raise ValueError("`key` names a field twice")
+
+    def _check_consumers(self) -> None:
         for consumer in self.consumers:
             missing = sorted(set(consumer.fields) - set(self.all_fields))
             if missing:
@@ -185,41 +279,21 @@ class Contract(Frozen):
         """Every field of every type; what a sink's table has. Types that share a name must share its type."""
         return {name: spec for t in self.type_names for name, spec in self.shape(t).items()}
 
+    @property
+    def keeps_history(self) -> bool:
+        """Whether events of old versions stay for good, so that every new version has to be able to read them."""
+        return self.retention.forever or self.retention.compacted
 
-M = TypeVar("M", bound=BaseModel)
-
-
-def validated(model: type[M], data: Any, *, where: str) -> M:
-    """`data` as a `model`, or a `ConfigError` that names each wrong place, and the nearest right key."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        lines = [_explain(model, dict(item)) for item in error.errors()]
-        kind = ContractError if model is Contract else ConfigError
-        raise kind(f"{where}: " + "; ".join(lines), hint="see docs/configuration.md") from error
+    def consumers_of(self, field: str) -> list[str]:
+        """The declared consumers that use a field; one that names no fields uses all of them."""
+        return [c.name for c in self.consumers if not c.fields or field in c.fields]
 
 
-def _explain(model: type[BaseModel], item: dict[str, Any]) -> str:
-    path = [str(part) for part in item["loc"]]
-    if item["type"] != "extra_forbidden":
-        return f"`{'.'.join(path) or 'the file'}`: {item['msg'].removeprefix('Value error, ')}"
-    known = _keys_at(model, item["loc"][:-1])
-    near = difflib.get_close_matches(path[-1], known, 1, 0.5)
-    advice = f"did you mean `{near[0]}`?" if near else f"known keys are {', '.join(known)}"
-    return f"`{'.'.join(path)}` is not a known key; {advice}"
-
-
-def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """The keys of the model that the path leads to; steps that are names within a mapping are passed over."""
-    current: type[BaseModel] = model
-    for step in path:
-        field = current.model_fields.get(str(step))
-        inner = _models_in(field.annotation) if field is not None else []
-        current = inner[0] if inner else current
-    return sorted(field.alias or name for name, field in current.model_fields.items())
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [found for part in get_args(annotation) for found in _models_in(part)]
+def dump(contract: Contract) -> str:
+    """The contract as YAML, defaults left out but for those that are its promises."""
+    data = contract.model_dump(exclude_defaults=True, exclude_none=True, mode="json")
+    for promise in ("kind", "compatibility", "delivery", "changes", "deletes"):
+        data.setdefault(promise, getattr(contract, promise))
+    data["retention"] = contract.retention.spelled
+    ordered = {name: data[name] for name in Contract.model_fields if name in data}
+    return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=120)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class FieldType:
         return self.name
 
 
+@functools.lru_cache(maxsize=4096)
 def parse_type(text: str) -> FieldType:
     """Raises `ContractError` that shows the place at which the text stops making sense."""
     parser = _Parser(text)
@@ -93,14 +95,23 @@ class _Parser:
         return FieldType("map", items=(self.type(),))
 
     def _struct(self) -> FieldType:
-        names, items = [], []
+        names: list[str] = []
+        items: list[FieldType] = []
         while True:
-            names.append(self._take())
+            names.append(self._name(names))
             self._expect(":")
             items.append(self.type())
             if self._peek() != ",":
                 return FieldType("struct", items=tuple(items), names=tuple(names))
             self._expect(",")
+
+    def _name(self, before: list[str]) -> str:
+        name = self._take()
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise self._error(f"`{name}` is no name: lower-case letters, digits and `_`, a letter first")
+        if name in before:
+            raise self._error(f"`{name}` is named twice")
+        return name
 
     def _inside(self, parse: Callable[[], FieldType]) -> FieldType:
         self._expect("<")

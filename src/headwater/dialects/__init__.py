@@ -13,6 +13,9 @@ import pyarrow as pa
 
 from headwater.model import TableId
 
+STORED = ""
+"""In the place of a column's name: the order in which rows without a key are stored."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -46,6 +49,8 @@ class Table:
     foreign_keys: tuple[ForeignKey, ...] = ()
     rows: int | None = None
     is_view: bool = False
+    sql: str | None = None
+    """A custom query that stands for the table."""
 
     def column(self, name: str) -> Column | None:
         return next((c for c in self.columns if c.name == name), None)
@@ -58,11 +63,16 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """SQL text, its bound parameters, and the row schema of its result."""
+    """SQL text, its bound parameters, and the row schema of its result.
+
+    The result has `hidden` more columns at its end: exact values of the columns that a page is ordered by, each of
+    which a page's `after` takes back.
+    """
 
     sql: str
     parameters: Mapping[str, Any]
     columns: pa.Schema
+    hidden: int = 0
 
 
 class Reader(Protocol):
@@ -76,7 +86,12 @@ class Reader(Protocol):
 
 
 class Dialect(Protocol):
-    """Opened on one database; closes its connection with `close`."""
+    """Opened on one database; closes its connection with `close`.
+
+    `lowest` is a value that every value of a cursor column is above, as a parameter.
+    """
+
+    lowest: Any
 
     def tables(self) -> list[TableId]:
         """The application's tables and views; neither the database's own nor Headwater's."""
@@ -93,8 +108,25 @@ class Dialect(Protocol):
         """Every row, in key order where the table has a key."""
 
     def page(
-        self, table: Table, columns: Sequence[str], by: Sequence[str], after: Sequence[Any] | None, limit: int
+        self,
+        table: Table,
+        columns: Sequence[str],
+        by: Sequence[str],
+        after: Sequence[Any] | None,
+        limit: int,
+        *,
+        descending: bool = False,
     ) -> Query:
-        """Keyset pagination: the next `limit` rows by the columns `by`, which are compared in the database only."""
+        """Keyset pagination: the next `limit` rows by the columns `by`, which are compared in the database only.
+
+        `STORED` in `by` is the order in which the database stores the rows, if it knows one. Rows with NULL in a `by`
+        column are on no page.
+        """
+
+    def nulls(self, table: Table, columns: Sequence[str]) -> Query:
+        """One int64: the number of rows with NULL in any of `columns`."""
+
+    def relation(self, table: TableId, sql: str, key: Sequence[str]) -> Table:
+        """A custom query as a table that can be read like any other. `:cursor` may stand in it."""
 
     def close(self) -> None: ...

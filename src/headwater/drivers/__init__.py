@@ -1,1 +1,1 @@
-"""Connections to databases: the only modules that import a client library."""
+"""Database access below the dialects: connections that move Arrow record batches."""

@@ -1,0 +1,259 @@
+"""The appender: events, rejected and parked changes, notes and the position, in one atomic step.
+
+A small append is one transaction. A large one writes its segments at and beyond the streams' heads in several
+transactions, which no reader sees, and one small transaction then moves the heads; what a crash leaves beyond a head
+is deleted when the next appender opens the bus. So memory stays bounded by `SPILL_BYTES`, whatever the size.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from headwater.buses.embedded import segments, streams, waiting
+from headwater.buses.embedded.segments import Encoded
+from headwater.buses.embedded.store import Connection, Store
+from headwater.errors import BusError, BusFull
+from headwater.faults import failpoint
+from headwater.model import Mapped, Note, Position
+
+SPILL_BYTES = 32 * 2**20
+PURGE = 64
+"""Segments deleted in one transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    max_bytes: int | None
+    park_bytes: int
+
+
+@dataclass(slots=True)
+class _Tail:
+    """Where a stream ends while an append is under way."""
+
+    row: streams.Row
+    next: int
+    nbytes: int
+    newest: bytes | None
+
+
+@dataclass(slots=True)
+class _Step:
+    """One append under way."""
+
+    now: int
+    total: int = 0
+    tails: dict[str, _Tail] = field(default_factory=dict)
+    waiting: list[tuple[str, Encoded]] = field(default_factory=list)
+    waiting_bytes: int = 0
+    spilled: bool = False
+
+
+class Appender:
+    """Used by any number of threads, one at a time."""
+
+    def __init__(self, store: Store, limits: Limits, codec: str) -> None:
+        self.lock = threading.RLock()
+        self.fresh: Counter[int] = Counter()
+        """Segments appended to each stream since merging last looked at it."""
+        self._store = store
+        self._limits = limits
+        self._codec = codec
+        self._leftovers = True
+        self._purge()
+
+    def append(self, mapped: Mapped, source: str, position: Position) -> None:
+        with self.lock, self._step() as step:
+            self._take(step, mapped)
+            with self._store.write() as connection:
+                self._finish(connection, step, mapped, source)
+                failpoint("bus.append.before_position")
+                _move(connection, source, position)
+                failpoint("bus.append.before_commit")
+        failpoint("bus.append.after_commit")
+
+    def settle(self, mapped: Mapped, parked: Sequence[int], rejected: Sequence[int]) -> None:
+        with self.lock, self._step() as step:
+            self._take(step, mapped)
+            with self._store.write() as connection:
+                self._finish(connection, step, mapped, None)
+                failpoint("bus.settle.before_removal")
+                waiting.remove(connection, parked, rejected)
+                failpoint("bus.settle.before_commit")
+        failpoint("bus.settle.after_commit")
+
+    def _step(self) -> _Cleanly:
+        return _Cleanly(self)
+
+    def _take(self, step: _Step, mapped: Mapped) -> None:
+        for stream, shape, batch in segments.pieces(mapped.events):
+            item = segments.encoded(shape, batch, self._codec, step.now)
+            step.waiting.append((stream, item))
+            step.waiting_bytes += len(item.data)
+            failpoint("bus.append.encoded")
+            if step.waiting_bytes >= SPILL_BYTES:
+                self._spill(step)
+
+    def _spill(self, step: _Step) -> None:
+        step.spilled = True
+        with self._store.write() as connection:
+            self._place(connection, step)
+        failpoint("bus.append.spilled")
+
+    def _place(self, connection: Connection, step: _Step) -> None:
+        """Write the segments that wait; from each stream's head on, in the sequence in which they came."""
+        if not step.total:
+            step.total = _total(connection)
+        for stream, item in step.waiting:
+            tail = step.tails.get(stream) or _tail(connection, stream)
+            step.tails[stream] = tail
+            tail.nbytes += len(item.data)
+            step.total += len(item.data)
+            self._check_limits(connection, tail, step.total)
+            insert(connection, tail.row.id, (tail.next, tail.next + item.count), item, step.now)
+            self.fresh[tail.row.id] += 1
+            tail.next += item.count
+            tail.newest = max(tail.newest or b"", item.orders[1])
+        step.waiting, step.waiting_bytes = [], 0
+
+    def _check_limits(self, connection: Connection, tail: _Tail, total: int) -> None:
+        limit = tail.row.max_bytes
+        if limit is not None and tail.nbytes > limit:
+            what = f"stream `{tail.row.name}` has reached its limit of {limit:,} bytes (`retention: max_bytes`)"
+            raise _full(connection, what, tail.row.name)
+        if self._limits.max_bytes is not None and total > self._limits.max_bytes:
+            what = f"the bus has reached its limit of {self._limits.max_bytes:,} bytes (`bus: max_bytes`)"
+            raise _full(connection, what, None)
+
+    def _finish(self, connection: Connection, step: _Step, mapped: Mapped, source: str | None) -> None:
+        self._place(connection, step)
+        for tail in step.tails.values():
+            _move_head(connection, tail, step.now)
+        failpoint("bus.append.heads_moved")
+        for note in mapped.notes:
+            _note(connection, step, note)
+        for parked in mapped.parked:
+            waiting.park(connection, parked, self._limits.park_bytes)
+        for rejected in mapped.rejected:
+            waiting.reject(connection, rejected, source, step.now)
+        waiting.flow_again(connection)
+
+    def _purge(self) -> None:
+        if self._leftovers:
+            purge(self._store)
+            self._leftovers = False
+
+
+class _Cleanly:
+    """The frame of a step: what an earlier failure left beyond a head goes first, and what this one leaves, last."""
+
+    def __init__(self, appender: Appender) -> None:
+        self._appender = appender
+        self._step = _Step(streams.micros())
+
+    def __enter__(self) -> _Step:
+        self._appender._purge()
+        return self._step
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is not None and self._step.spilled:
+            self._appender._leftovers = True
+
+
+def insert(connection: Connection, stream: int, offsets: tuple[int, int], item: Encoded, appended: int) -> None:
+    """Store a segment for the offsets from the first up to, not including, the second."""
+    shape = item.shape
+    row = (
+        stream, *offsets, item.count, item.deletes, *item.times, appended, *item.orders, shape_id(connection, shape),
+        shape.type, shape.version, shape.source, shape.seed, shape.content_ids, item.codec, len(item.data),
+        segments.checksum(item.data, *offsets, item.count),
+    )  # fmt: skip
+    made = connection.execute(
+        "INSERT INTO segment (stream, base, next, count, deletes, min_time, max_time, appended, min_order, max_order,"
+        " shape, type, version, source, seed, content_ids, codec, nbytes, crc)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        row,
+    )
+    connection.execute("INSERT INTO records (segment, data) VALUES (?, ?)", (made.lastrowid, item.data))
+
+
+def shape_id(connection: Connection, shape: segments.Shape) -> int:
+    found = connection.execute("SELECT id FROM shape WHERE digest = ?", (shape.digest,)).fetchone()
+    if found is not None:
+        return int(found[0])
+    data = shape.schema.serialize().to_pybytes()
+    made = connection.execute("INSERT INTO shape (digest, schema) VALUES (?, ?)", (shape.digest, data))
+    assert made.lastrowid is not None
+    return made.lastrowid
+
+
+def delete(connection: Connection, ids: Sequence[int]) -> None:
+    rows = [(number,) for number in ids]
+    connection.executemany("DELETE FROM records WHERE segment = ?", rows)
+    connection.executemany("DELETE FROM segment WHERE id = ?", rows)
+
+
+def purge(store: Store) -> None:
+    """Delete segments that lie beyond their stream's head, or whose stream is gone."""
+    while True:
+        with store.write() as connection:
+            found = connection.execute(
+                "SELECT g.id FROM segment g LEFT JOIN stream s ON s.id = g.stream"
+                " WHERE s.id IS NULL OR g.base >= s.head LIMIT ?",
+                (PURGE,),
+            )
+            ids = [number for (number,) in found]
+            delete(connection, ids)
+        failpoint("bus.purge.step")
+        if len(ids) < PURGE:
+            return
+
+
+def _tail(connection: Connection, stream: str) -> _Tail:
+    row = streams.find(connection, stream)
+    return _Tail(row, row.head, row.nbytes, row.newest)
+
+
+def _move_head(connection: Connection, tail: _Tail, now: int) -> None:
+    moved = connection.execute(
+        "UPDATE stream SET head = ?, nbytes = nbytes + ?, newest = ?, last_append = ? WHERE id = ? AND head = ?",
+        (tail.next, tail.nbytes - tail.row.nbytes, tail.newest, now, tail.row.id, tail.row.head),
+    )
+    if not moved.rowcount:
+        raise BusError(
+            f"stream `{tail.row.name}` was dropped or moved while events were appended to it; nothing was kept",
+            hint="another process dropped it; start again, so that it is declared again",
+        )
+
+
+def _note(connection: Connection, step: _Step, note: Note) -> None:
+    """A note holds from the first event beside it on; `loaded` speaks of the events before it, so it stands behind."""
+    tail = step.tails.get(note.stream) or _tail(connection, note.stream)
+    place = tail.next if note.kind == "loaded" else tail.row.head
+    streams.add_note(connection, tail.row.id, note, place, step.now)
+
+
+def _move(connection: Connection, source: str, position: Position) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO position (source, epoch, place, token) VALUES (?, ?, ?, ?)",
+        (source, position.epoch, str(position.commit), position.token),
+    )
+
+
+def _total(connection: Connection) -> int:
+    return int(connection.execute("SELECT coalesce(sum(nbytes + parked_bytes), 0) FROM stream").fetchone()[0])
+
+
+def _full(connection: Connection, what: str, stream: str | None) -> BusFull:
+    """Nothing is dropped to make room; whoever holds retention back is named."""
+    held = streams.behind(connection, stream)
+    if held:
+        group, name, offset, head = held[0]
+        blame = f"; group `{group}` has read `{name}` up to {offset} of {head}"
+        hint = f"let it go on, or let retention pass it: `headwater bus release {group} {name}`; or raise the limit"
+    else:
+        blame, hint = "", "raise the limit, or give the contract a `retention` that drops: `compacted` or `age`"
+    return BusFull(f"{what}; nothing was appended and nothing dropped{blame}", hint=hint)

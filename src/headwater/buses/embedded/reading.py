@@ -1,0 +1,282 @@
+"""Reading a stream: short transactions, small segments joined, and waiting without losing a wake-up.
+
+A reader remembers an offset, never a segment: segments may be merged or compacted between two of its steps, and
+each of those replaces the segments of a range of offsets by others of the same range in one transaction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from headwater.buses.embedded import segments, streams
+from headwater.buses.embedded.segments import Decoded, Shape
+from headwater.buses.embedded.store import Connection, Store, damaged, reading, translated
+from headwater.errors import BusError, HistoryGone
+from headwater.model import Cursor, Events
+
+JOIN_ROWS = 65_536
+JOIN_BYTES = 16 * 2**20
+LARGE = 8_192
+"""Segments of so many events are handed on as they are: joining them would only copy."""
+POLL_ACTIVE = 0.001
+POLL_IDLE = 0.020
+
+
+class Signal:
+    """How the appender wakes readers of its own process. A reader that saw `count` before it looked misses nothing."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self.count = 0
+        self.stops = 0
+
+    def notify(self) -> None:
+        with self._condition:
+            self.count += 1
+            self._condition.notify_all()
+
+    def stop(self) -> None:
+        with self._condition:
+            self.stops += 1
+            self._condition.notify_all()
+
+    def wait(self, count: int, stops: int, timeout: float | None) -> None:
+        with self._condition:
+            self._condition.wait_for(lambda: self.count != count or self.stops != stops, timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    stream: str
+    after: Cursor | None
+    follow: bool
+    limit: int | None
+
+
+class Shapes:
+    """The schemas of stored segments, each decoded once in a process. They never change."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, pa.Schema] = {}
+
+    def schema(self, connection: Connection, number: int) -> pa.Schema:
+        found = self._known.get(number)
+        if found is None:
+            row = connection.execute("SELECT schema FROM shape WHERE id = ?", (number,)).fetchone()
+            if row is None:
+                raise pa.ArrowInvalid(f"schema {number} is missing")
+            found = self._known[number] = segments.schema_from(row[0])
+        return found
+
+
+class Reader:
+    """One `read` in progress. `polls`: whether another process may be the one that appends."""
+
+    def __init__(self, store: Store, signal: Signal, shapes: Shapes, request: Request, *, polls: bool) -> None:
+        self._store, self._signal, self._shapes, self._request, self._polls = store, signal, shapes, request, polls
+        self._stops = signal.stops
+        with store.snapshot() as connection:
+            row = streams.find(connection, request.stream)
+            self._place = _start(connection, row, request.after)
+            self._gone = row.gone if request.after is None or self._place == 0 else 0
+            self._check_kept(connection, row)
+        self._end = None if request.follow else row.head
+        self._after = request.after
+        self._incarnation = row.incarnation
+        self._id = row.id
+
+    def events(self) -> Iterator[Events]:
+        connection = self._store.connect()
+        try:
+            while self._end is None or self._place < self._end:
+                count, version = self._signal.count, _data_version(connection)
+                with translated(self._store.path):
+                    found = self._fetch(connection)
+                if found:
+                    yield from self._handed_on(found)
+                elif self._end is not None or not self._wait(connection, count, version):
+                    return
+        finally:
+            connection.close()
+
+    def _handed_on(self, chunk: _Chunk) -> Iterator[Events]:
+        """The chunk, in parts of at most `limit`. The last part's cursor lies behind any hole that follows."""
+        whole = chunk.decoded
+        size = self._request.limit or whole.data.num_rows
+        for start in range(0, whole.data.num_rows, size):
+            if self._request.follow and self._signal.stops != self._stops:
+                return
+            data, offsets = whole.data.slice(start, size), whole.offsets.slice(start, size)
+            is_last = start + size >= whole.data.num_rows
+            self._place = chunk.next if is_last else int(offsets[-1].as_py()) + 1
+            cursor = Cursor(self._incarnation, (self._place,))
+            events = chunk.shape.events(self._request.stream, data)
+            yield dataclasses.replace(events, after=self._after, cursor=cursor, offsets=offsets)
+            self._after = cursor
+
+    def _fetch(self, connection: Connection) -> _Chunk | None:
+        with reading(connection):
+            row = streams.find(connection, self._request.stream)
+            if row.id != self._id or row.incarnation != self._incarnation:
+                raise BusError(
+                    f"stream `{row.name}` was dropped and made again while it was read",
+                    hint="read it again, from the beginning",
+                )
+            self._check_kept(connection, row)
+            end = row.head if self._end is None else self._end
+            return fetch(self._store, self._shapes, connection, Span(row, self._place, end, self._request.limit))
+
+    def _check_kept(self, connection: Connection, row: streams.Row) -> None:
+        rebuild = f"`headwater sink rebuild SINK {row.name}`"
+        if self._place < row.floor:
+            raise HistoryGone(
+                f"stream `{row.name}`: offset {self._place} is no longer kept; the oldest is {row.floor} "
+                f"({_retention(connection, row)})",
+                hint=f"begin at {row.floor}, or let the reader take a snapshot: {rebuild}",
+            )
+        if self._gone < row.gone and self._place < row.gone:  # who began after them never needs to see them
+            raise HistoryGone(
+                f"stream `{row.name}`: deletes before offset {row.gone} have been forgotten, and this reader, "
+                f"at {self._place}, would miss them ({_retention(connection, row)})",
+                hint=f"read from the beginning into an empty target: {rebuild}",
+            )
+
+    def _wait(self, connection: Connection, count: int, version: int) -> bool:
+        """Until something was committed. False: stopped."""
+        if not self._polls:
+            self._signal.wait(count, self._stops, None)
+            return self._signal.stops == self._stops
+        idle_at = time.monotonic() + 1.0
+        while self._signal.stops == self._stops and self._signal.count == count:
+            if _data_version(connection) != version:
+                return True
+            pause = POLL_ACTIVE if time.monotonic() < idle_at else POLL_IDLE
+            self._signal.wait(count, self._stops, pause)
+        return self._signal.stops == self._stops
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What is asked for: offsets from `place` up to, not including, `end`."""
+
+    row: streams.Row
+    place: int
+    end: int
+    limit: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    shape: Shape
+    decoded: Decoded
+    next: int
+
+
+_SEGMENTS = """
+SELECT g.base, g.next, g.count, g.crc, g.shape, g.type, g.version, g.source, g.seed, g.content_ids, r.data
+FROM segment g LEFT JOIN records r ON r.segment = g.id
+WHERE g.stream = :stream AND g.base < :end
+  AND g.base >= coalesce((SELECT max(base) FROM segment WHERE stream = :stream AND base <= :place), :place)
+ORDER BY g.base
+"""
+
+
+def fetch(store: Store, shapes: Shapes, connection: Connection, span: Span) -> _Chunk | None:
+    """The next segments of one shape, as one record batch of the events that are asked for."""
+    parts: list[Decoded] = []
+    first: tuple[Any, ...] | None = None
+    place, rows, nbytes = span.place, 0, 0
+    most = min(span.limit or JOIN_ROWS, JOIN_ROWS)
+    bounds = {"stream": span.row.id, "place": span.place, "end": span.end}
+    for base, end, count, crc, *kind, data in connection.execute(_SEGMENTS, bounds):
+        if end <= span.place:
+            continue
+        if first is not None and (tuple(kind) != first or rows + count > most or nbytes > JOIN_BYTES or count >= LARGE):
+            break
+        first = tuple(kind)
+        part = opened(store, shapes, connection, Stored(span.row.name, base, end, count, crc, first[0], data))
+        parts.append(_clipped(part, span.place, span.end))
+        place, rows, nbytes = min(end, span.end), rows + count, nbytes + part.data.nbytes
+        if count >= LARGE:
+            break
+    if first is None:
+        return None
+    whole = joined([part for part in parts if part.data.num_rows] or parts[:1])
+    schema = whole.data.schema
+    return _Chunk(Shape(schema, b"", first[1], first[2], first[3], first[4], bool(first[5])), whole, place)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    stream: str
+    base: int
+    next: int
+    count: int
+    crc: int
+    shape: int
+    data: bytes | None
+
+
+def opened(store: Store, shapes: Shapes, connection: Connection, stored: Stored) -> Decoded:
+    where = f"stream `{stored.stream}`, offsets {stored.base} to {stored.next - 1}"
+    if stored.data is None:
+        raise damaged(store.path, f"{where}: the records are missing")
+    if segments.checksum(stored.data, stored.base, stored.next, stored.count) != stored.crc:
+        raise damaged(store.path, f"{where}: the checksum does not match")
+    try:
+        found = segments.decoded(stored.data, shapes.schema(connection, stored.shape), stored.base)
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(store.path, f"{where}: cannot be decoded: {error}") from error
+    if found.data.num_rows != stored.count:
+        raise damaged(store.path, f"{where}: {stored.count} events are expected, found {found.data.num_rows}")
+    return found
+
+
+def _clipped(part: Decoded, place: int, end: int) -> Decoded:
+    """Only the events at or behind `place` and before `end`."""
+    offsets = part.offsets.to_numpy()
+    start, stop = (int(np.searchsorted(offsets, np.uint64(bound))) for bound in (place, end))
+    if start == 0 and stop == len(offsets):
+        return part
+    appended = None if part.appended is None else part.appended.slice(start, stop - start)
+    return Decoded(part.data.slice(start, stop - start), part.offsets.slice(start, stop - start), appended)
+
+
+def joined(parts: list[Decoded]) -> Decoded:
+    """Adjacent parts of one schema; append times are kept if each part has them."""
+    if len(parts) == 1:
+        return parts[0]
+    offsets = pa.concat_arrays([part.offsets for part in parts])
+    times = [part.appended for part in parts if part.appended is not None]
+    appended = pa.concat_arrays(times) if len(times) == len(parts) else None
+    return Decoded(segments.joined([part.data for part in parts]), offsets, appended)
+
+
+def _start(connection: Connection, row: streams.Row, after: Cursor | None) -> int:
+    return first_offset(connection, row) if after is None else streams.checked(connection, row, after)
+
+
+def first_offset(connection: Connection, row: streams.Row) -> int:
+    first = connection.execute(
+        "SELECT min(base) FROM segment WHERE stream = ? AND base < ?", (row.id, row.head)
+    ).fetchone()[0]
+    return row.head if first is None else int(first)
+
+
+def _data_version(connection: Connection) -> int:
+    return int(connection.execute("PRAGMA data_version").fetchone()[0])
+
+
+def _retention(connection: Connection, row: streams.Row) -> str:
+    kept = streams.contract_of(connection, row.id).retention
+    if kept.compacted:
+        return f"retention: compacted, deletes kept for {kept.tombstones:g} s"
+    return f"retention: age {kept.age:g} s" if kept.age is not None else "retention: until consumed"

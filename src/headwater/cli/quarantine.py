@@ -1,0 +1,158 @@
+"""quarantine list, show, replay and drop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headwater.cli.output import (
+    DIFFERS,
+    FILE,
+    File,
+    Json,
+    Yes,
+    ask,
+    assembled,
+    count,
+    plain,
+    print_json,
+    print_table,
+    stream_names,
+)
+
+if TYPE_CHECKING:
+    from headwater.protocols import RejectedRow
+    from headwater.requests import Handler
+
+app = typer.Typer(
+    help="Changes that broke their contract: nothing of them is lost.", no_args_is_help=True, rich_markup_mode=None
+)
+
+Optional = Annotated[str | None, typer.Argument(metavar="[STREAM]", autocompletion=stream_names, show_default=False)]
+Numbers = Annotated[list[int], typer.Argument(metavar="NUMBER...", show_default=False)]
+Limit = Annotated[int, typer.Option(help="At the most so many.")]
+Only = Annotated[list[int] | None, typer.Option("--number", "-n", help="Only this one; may be given several times.")]
+
+
+@app.command("list")
+def list_(stream: Optional = None, config: File = FILE, limit: Limit = 50, as_json: Json = False) -> None:
+    """What is in quarantine, oldest first, and why.
+
+    Status 1 if there is anything.
+
+    \b
+    Examples:
+      headwater quarantine list
+      headwater quarantine list learning.enrollment --json
+    """
+    with assembled(config) as assembly:
+        rows = list(assembly.bus.rejected(stream))
+    if as_json:
+        print_json(rows[:limit])
+    elif rows:
+        heads = ("number", "stream", "key", "field", "expected", "got", "since")
+        print_table(heads, ((r.number, r.stream, r.key, r.field, r.expected, r.got, _short(r)) for r in rows[:limit]))
+        if len(rows) > limit:
+            print(f"... and {len(rows) - limit} more")
+    else:
+        print("nothing is in quarantine")
+    raise typer.Exit(DIFFERS if rows else 0)
+
+
+def _short(row: RejectedRow) -> str:
+    return row.time.isoformat(" ", "seconds")
+
+
+@app.command()
+def show(numbers: Numbers, config: File = FILE, as_json: Json = False) -> None:
+    """The original change of quarantined rows, and why.
+
+    \b
+    Examples:
+      headwater quarantine show 17
+    """
+    with assembled(config) as assembly:
+        known = {row.number: row for row in assembly.bus.rejected()}
+        _must_exist(numbers, known)
+        changes = [rows.data.to_pylist()[0] for rows in assembly.bus.rejected_changes(numbers)]
+    report = [{**plain(known[n]), "change": plain(change)} for n, change in zip(numbers, changes, strict=True)]
+    if as_json:
+        print_json(report)
+        return
+    for item in report:
+        print("\n".join(_lines(item)))
+
+
+def _lines(item: dict[str, Any]) -> Iterable[str]:
+    yield f"number {item['number']}: {item['stream']} key {item['key']}, from {item['source']}, {item['time']}"
+    yield f"  field {item['field'] or '-'}: expected {item['expected']}, got {item['got']}"
+    for side in ("before", "after"):
+        values = item["change"][side]
+        if values is not None:
+            yield f"  {side}: " + ", ".join(f"{name}={value!r}" for name, value in values.items())
+
+
+@app.command()
+def replay(
+    stream: Annotated[str, typer.Argument(metavar="STREAM", autocompletion=stream_names, show_default=False)],
+    config: File = FILE,
+    number: Only = None,
+    as_json: Json = False,
+) -> None:
+    """Map quarantined changes again.
+
+    After a contract or mapping was mended. Status 1 if some break it still. A fact whose key has a newer event
+    by now is superseded: taken out, not appended. A running `headwater run` is asked to do it; without one it
+    is done here.
+
+    \b
+    Examples:
+      headwater quarantine replay learning.enrollment
+      headwater quarantine replay learning.enrollment -n 17 -n 18
+    """
+    done = _by_the_appender(config, "replay", stream=stream, numbers=number)
+    if as_json:
+        print_json(done)
+    else:
+        parts = {"appended": "appended", "superseded": "superseded", "rejected": "still broken", "waiting": "waiting"}
+        print(f"{stream}: " + ", ".join(f"{len(done[name])} {words}" for name, words in parts.items()))
+    raise typer.Exit(DIFFERS if done["rejected"] or done["waiting"] else 0)
+
+
+@app.command()
+def drop(numbers: Numbers, config: File = FILE, yes: Yes = False) -> None:
+    """Give up quarantined changes for good.
+
+    \b
+    Examples:
+      headwater quarantine drop 17 18 --yes
+    """
+    with assembled(config) as assembly:
+        _must_exist(numbers, {row.number: row for row in assembly.bus.rejected()})
+    ask(f"drop {count(len(numbers), 'quarantined change')} for good?", yes=yes)
+    _by_the_appender(config, "drop", numbers=numbers)
+    print(f"dropped {count(len(numbers), 'change')}")
+
+
+def _by_the_appender(config: Path, what: str, **arguments: Any) -> dict[str, Any]:
+    """Only one process appends: the running pipeline if there is one, else this one."""
+    from headwater import figures, requests
+    from headwater.runtime import Runtime
+
+    with assembled(config) as assembly:
+        home = assembly.home
+        if home is not None and figures.read(home) is not None:
+            return requests.ask(home, what, **arguments)
+    with assembled(config, append=True) as assembly:
+        handler: Handler = getattr(Runtime(assembly), what)
+        return handler(**arguments)
+
+
+def _must_exist(numbers: Iterable[int], known: dict[int, RejectedRow]) -> None:
+    missing = [number for number in numbers if number not in known]
+    if missing:
+        text = ", ".join(map(str, missing))
+        raise typer.BadParameter(f"no quarantined change has the number {text}; see `headwater quarantine list`")

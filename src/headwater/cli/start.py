@@ -1,0 +1,179 @@
+"""init, run, demo, and the commands that stand alone."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from headwater.cli.output import DIFFERS, FILE, File, Json, assembled, print_json
+
+if TYPE_CHECKING:
+    from headwater.assembly import Assembly
+    from headwater.figures import Figures
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s action=%(action)s"
+
+
+def init(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The database, as sqlite:///path/to/your.db")],
+    directory: Annotated[Path, typer.Option(help="Where to write headwater.yaml and contracts/.")] = Path(),
+    table: Annotated[list[str] | None, typer.Option(help="Only this table; may be given several times.")] = None,
+    name: Annotated[str, typer.Option(help="The pipeline's name; taken from the database's unless given.")] = "",
+) -> None:
+    """Write headwater.yaml and contracts for a database.
+
+    Looks at it, chooses tables, and writes one contract for each. Columns that look secret or personal are
+    withheld, with a comment; each choice says why. Read what it wrote before you run it: a contract is a
+    promise to others.
+
+    \b
+    Examples:
+      headwater init sqlite:///lms.db
+      headwater init sqlite:///lms.db --table auth_user --table course --directory pipeline
+    """
+    from headwater.scaffold import scaffold
+
+    written = scaffold(url, directory, tables=table or None, name=name or None)
+    for path in written:
+        print(f"wrote {path}")
+    print("next: read them, then `headwater check` and `headwater run`")
+
+
+def run(
+    config: File = FILE,
+    once: Annotated[bool, typer.Option("--once", help="Catch up with the source and every sink, then exit.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Stream until stopped; --once catches up and exits.
+
+    Both go on from the same state; --once is for cron. On a terminal it shows a live table, elsewhere plain
+    lines. SIGTERM and Ctrl-C stop it cleanly, with status 0; it may also be killed at any moment. Status 1: a
+    capture or a sink has failed.
+
+    \b
+    Examples:
+      headwater run
+      headwater run --once
+      headwater run --json | jq .lag
+    """
+    _log_to_stderr()
+    with assembled(config, append=True) as assembly:
+        raise typer.Exit(DIFFERS if supervise(assembly, follow=not once, as_json=as_json) else 0)
+
+
+def supervise(
+    assembly: Assembly, *, follow: bool, as_json: bool = False, until: Callable[[int], bool] | None = None
+) -> int:
+    """Run a pipeline and show it. `until`, asked at each tick with the lag in events, may end it."""
+    from headwater.cli.live import Camera, screen
+    from headwater.runtime import start
+
+    supervisor = start(assembly)
+    camera = Camera(assembly)
+    previous = [signal.signal(number, lambda *_: supervisor.stop()) for number in _STOPPING]
+    try:
+        with screen(as_json) as show:
+
+            def tick(figures: Figures) -> None:
+                picture = camera.picture(figures)
+                show(picture)
+                if until is not None and until(picture.lag):
+                    supervisor.stop()
+
+            return supervisor.run(follow=follow, on_tick=tick)
+    finally:
+        for number, handler in zip(_STOPPING, previous, strict=True):
+            signal.signal(number, handler)
+
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+def _log_to_stderr() -> None:
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(LOG_FORMAT, defaults={"action": "log"}))
+    logging.getLogger("headwater").addHandler(handler)
+    logging.getLogger("headwater").setLevel(logging.INFO)
+
+
+def demo(
+    directory: Annotated[Path, typer.Argument(help="Made afresh for each demo.")] = Path("demo"),
+    seconds: Annotated[float, typer.Option(help="How long the application goes on writing.")] = 10.0,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same database.")] = 2026,
+    learners: Annotated[int, typer.Option(help="How large the platform is.")] = 20_000,
+) -> None:
+    """Liberate a made-up database, and prove the result.
+
+    Makes a learning platform's database, has a second process write to it, captures it by triggers and by query
+    into streams, writes those into DuckDB, SQLite and Parquet, and compares every sink with the source. About a
+    minute; needs no server.
+
+    \b
+    Examples:
+      headwater demo
+      headwater demo /tmp/demo --seconds 3 --learners 2000
+    """
+    from headwater.cli.demo import Demo, tell
+
+    raise typer.Exit(tell(Demo(directory, seconds=seconds, seed=seed, learners=learners)))
+
+
+def migrate(
+    database: Annotated[Path, typer.Argument(help="The SQLite database's file.")],
+    sql: Annotated[str, typer.Argument(help="The DDL, e.g. 'ALTER TABLE course DROP COLUMN draft'.")],
+    config: File = FILE,
+) -> None:
+    """Change a table's schema under Headwater's triggers.
+
+    Lifts the triggers, carries out the DDL, puts them back. SQLite refuses DROP COLUMN while a trigger names
+    the column. All happens in one transaction: other writers wait, and nothing is missed.
+
+    \b
+    Examples:
+      headwater migrate lms.db "ALTER TABLE course_overview DROP COLUMN capacity"
+    """
+    raise NotImplementedError
+
+
+def schema(
+    kind: Annotated[str, typer.Argument(help="config, contract or vocabulary")] = "config",
+) -> None:
+    """Print a JSON Schema for editors.
+
+    Of headwater.yaml (config), of a contract, or of vocabulary.yaml.
+
+    \b
+    Examples:
+      headwater schema > headwater.schema.json
+      headwater schema contract > contract.schema.json
+    """
+    from headwater.jsonschema import json_schema
+
+    print_json(json_schema(kind))
+
+
+def version(as_json: Json = False) -> None:
+    """Print the version, and whether compiled code runs.
+
+    \b
+    Examples:
+      headwater version --json
+    """
+    import platform
+    from importlib.metadata import version as installed
+
+    report = {"headwater": installed("headwater"), "native": native(), "python": platform.python_version()}
+    if as_json:
+        print_json(report)
+    else:
+        print(f"headwater {report['headwater']} ({report['native']}, Python {report['python']})")
+
+
+def native() -> str:
+    return "pure Python"

@@ -1,0 +1,180 @@
+"""The files that `init` writes, as text: YAML with the comments that say why."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+
+import yaml
+
+from headwater.scaffold.plan import Plan, PlannedField, PlannedStream, Withheld
+
+WIDTH = 118
+
+
+def configuration(plan: Plan, *, pipeline: str, url: str) -> str:
+    """headwater.yaml."""
+    lines = [
+        "# Written by `headwater init`, and yours from here on. `headwater check` tells what does not fit together,",
+        "# `headwater doctor` what else is possible. Every key is explained in docs/configuration.md.",
+        "headwater: 1",
+        f"name: {pipeline}  # prefixes all that is made in the database: triggers and tables",
+        "bus: embedded:data  # streams are kept in the folder `data`, beside this file",
+        "",
+        "sources:",
+        f"  {plan.source}: {scalar(url)}",
+        "",
+        "streams:",
+    ]
+    for stream in plan.streams:
+        lines += [*_stream(stream), ""]
+    lines += _skipped(plan)
+    lines += _sinks(plan)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _stream(stream: PlannedStream) -> Iterator[str]:
+    config = stream.config
+    yield from comment(stream.choice.why, indent=2)
+    yield f"  {stream.naming.stream}:  # contract: contracts/{stream.naming.stream}.yaml"
+    yield f"    source: {config.source}"
+    yield f"    table: {scalar(config.table or '')}"
+    yield f"    pattern: {config.pattern}"
+    if config.cursor is not None:
+        yield f"    cursor: {scalar(config.cursor)}"
+    if config.pattern == "query":
+        yield f"    every: {'30s' if config.cursor else '5m'}"
+        if config.cursor is not None:
+            yield "    # reconcile_deletes: 1h  # compares the keys, which is the only way to see deletes here"
+    if config.key:
+        yield f"    key: {flow(list(config.key))}  # the table has no primary key, but these are unique"
+    if config.fields:
+        yield from wrapped_flow("    fields: ", config.fields)
+
+
+def _skipped(plan: Plan) -> Iterator[str]:
+    if not plan.skipped:
+        return
+    yield "  # Left out:"
+    for skipped in plan.skipped:
+        yield from comment(f"{skipped.table}: {skipped.why}", indent=2, hanging=2)
+    yield ""
+
+
+def _sinks(plan: Plan) -> Iterator[str]:
+    namespace = plan.streams[0].naming.namespace if plan.streams else "learning"
+    yield "sinks:"
+    yield '  warehouse: {url: "duckdb:warehouse.duckdb", streams: ["*"]}  # the current rows of every stream'
+    yield "  # Others take streams of their own, independently:"
+    yield f'  # lake: {{url: "parquet:lake", streams: ["{namespace}.*"], mode: history}}  # every event, as it happened'
+    yield '  # copy: {url: "sqlite:///copy.db", streams: ["*"], deletes: soft}'
+
+
+def contract(stream: PlannedStream) -> str:
+    """contracts/<stream>.yaml."""
+    given = stream.guarantee
+    lines = [
+        f"# What `{stream.naming.stream}` promises. For now it says what the table says, and `headwater check`",
+        "# goes on warning until names or descriptions are those of the domain. Then: `headwater contract accept`.",
+        f"stream: {stream.naming.stream}",
+        "version: 1",
+        'description: ""',
+        'owner: ""  # the team that answers for it',
+        "kind: fact",
+        f"key: {flow(list(stream.key))}",
+        "compatibility: full_transitive",
+        f"delivery: {given.delivery}",
+        f"changes: {given.changes}",
+        f"deletes: {given.deletes}",
+    ]
+    for note in given.notes:
+        lines += comment(note)
+    lines += ["retention: forever", "fields:", *(_field(planned) for planned in stream.fields)]
+    lines += _withheld(stream)
+    return "\n".join(lines) + "\n"
+
+
+def _field(planned: PlannedField) -> str:
+    attributes: dict[str, object] = {"type": planned.type}
+    if planned.optional:
+        attributes["optional"] = True
+    if planned.ref is not None:
+        attributes["ref"] = planned.ref
+    remark = f"  # {planned.remark}" if planned.remark else ""
+    return f"  {planned.name}: {flow(attributes)}{remark}"
+
+
+def _withheld(stream: PlannedStream) -> Iterator[str]:
+    for kind, words in (("secret", "looks like a secret"), ("personal", "looks personal")):
+        columns = [withheld for withheld in stream.withheld if withheld.kind == kind]
+        if columns:
+            yield f"  # Withheld, because the name {words}. To publish one, uncomment its line"
+            yield from comment(_advice(kind), indent=2)
+            yield from (_withheld_line(column) for column in columns)
+
+
+def _advice(kind: str) -> str:
+    if kind == "secret":
+        return "(there is hardly ever a reason to)."
+    return "(and `hash(column)` or `mask(column)` under `fields:` in headwater.yaml publishes less than the value)."
+
+
+def _withheld_line(withheld: Withheld) -> str:
+    attributes: dict[str, object] = {"type": withheld.type}
+    if withheld.optional:
+        attributes["optional"] = True
+    attributes["pii"] = "sensitive" if withheld.kind == "secret" else "personal"
+    renamed = withheld.name != withheld.column
+    also = f"  # and in headwater.yaml: {flow({withheld.name: withheld.column})}" if renamed else ""
+    return f"  # {withheld.name}: {flow(attributes)}{also}"
+
+
+def vocabulary(plan: Plan) -> str:
+    """vocabulary.yaml."""
+    lines = [
+        "# The entities that fields refer to by `ref:`. Equal things have one name and one type in every stream.",
+        "entities:",
+    ]
+    for stream in plan.streams:
+        types = {planned.name: planned.type for planned in stream.fields}
+        attributes = {"key": {name: types[name] for name in stream.key}, "owner": stream.naming.namespace}
+        shown = flow({**attributes, "stream": stream.naming.stream})
+        lines.append(f"  {stream.naming.entity}: {shown}")
+    lines += ["# terms:", '#   money.usd: {type: "decimal(12,2)", unit: USD}']
+    return "\n".join(lines) + "\n"
+
+
+def scalar(value: str) -> str:
+    """Text as YAML 1.1 and 1.2 both read it as text."""
+    dumped: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+    text = dumped.removesuffix("\n").removesuffix("\n...")
+    return json.dumps(value, ensure_ascii=False) if "\n" in text else text
+
+
+def flow(value: object) -> str:
+    dumped: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6)
+    return dumped.strip()
+
+
+def wrapped_flow(head: str, mapping: dict[str, str]) -> Iterator[str]:
+    """A mapping on one line, if it fits; else one entry a line."""
+    line = head + flow(mapping)
+    if len(line) <= WIDTH:
+        yield line
+        return
+    yield head.rstrip()
+    indent = " " * (len(head) - len(head.lstrip()) + 2)
+    yield from (f"{indent}{flow({name: value})[1:-1]}" for name, value in mapping.items())
+
+
+def comment(text: str, *, indent: int = 0, hanging: int = 0) -> list[str]:
+    start = " " * indent + "# "
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=start + " " * hanging,
+        subsequent_indent=start + " " * (2 * hanging),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

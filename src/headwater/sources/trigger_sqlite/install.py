@@ -1,0 +1,252 @@
+"""Puts tables and triggers into the source, finds what became of them, and takes them out again.
+
+`arrange` is the only writer, in one short transaction, and only when something differs from what should be there: it
+is called at each change of the schema version, so that what a table rebuild dropped silently is seen and made
+again (F70).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from headwater.drivers.sqlite import Connection, quoted
+from headwater.errors import SourceError
+from headwater.faults import failpoint
+from headwater.sources.trigger_sqlite import sql
+from headwater.sources.trigger_sqlite.names import EVENTS, Names
+from headwater.sources.trigger_sqlite.shape import Shape, shape_of
+from headwater.sources.trigger_sqlite.sql import Layout
+
+FORMAT = "1"
+WIDEST = 900
+"""Stored columns of one table; the change table has two slots for each, and SQLite allows 2,000 columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What of ours is in a database."""
+
+    incarnation: str | None = None
+    width: int = 0
+    layouts: dict[int, Layout] = field(default_factory=dict)
+    active: dict[str, int] = field(default_factory=dict)
+    """Table -> the number of its layout."""
+    recorded: dict[str, str] = field(default_factory=dict)
+    """Trigger -> its text as we made it."""
+    present: dict[str, str] = field(default_factory=dict)
+    """Trigger -> its text as it is now."""
+    repairs: dict[str, int] = field(default_factory=dict)
+    """Table -> the marker from which on its changes are seen again, without a hole."""
+
+    @property
+    def missing(self) -> list[str]:
+        """Triggers that are gone or were altered."""
+        return [name for name, text in self.recorded.items() if self.present.get(name) != text]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """What is in the database once `arrange` has returned. Tables are named as the captures name them."""
+
+    incarnation: str
+    schema_version: int
+    layouts: dict[int, Layout]
+    active: dict[str, Layout]
+    shapes: dict[str, Shape]
+    repairs: dict[str, int]
+    """Table -> the marker from which on its changes are seen without a hole: a stream whose load began before it has
+    missed some. Stored with the triggers, in one step, so that a crash cannot hide it."""
+    broken: dict[str, SourceError]
+    """Tables that cannot be captured as asked, and why."""
+    marker: int | None
+    """The id of the marker row, when anything was made."""
+
+
+def find(connection: Connection, names: Names) -> Found:
+    """Inspect; in a read transaction of the caller's, or none."""
+    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
+    present = {name: text for name, text in rows if names.owns_trigger(name)}
+    if not tables.issuperset(names.tables):
+        return Found(present=present)
+    stored = dict(connection.execute(f"SELECT key, value FROM {quoted(names.meta)}"))
+    if stored.get("format") != FORMAT:
+        raise SourceError(
+            f"{names.meta} in {connection.path} has format {stored.get('format')}; this version knows {FORMAT}",
+            hint="run the version of Headwater that made it, or `headwater destroy` and start anew",
+        )
+    layouts = {}
+    for key, value in stored.items():
+        if key.startswith("layout."):
+            number = int(key.removeprefix("layout."))
+            item = json.loads(value)
+            layouts[number] = Layout(number, item["table"], tuple(item["columns"]))
+    width = (len(connection.execute(f"PRAGMA table_info({quoted(names.change)})")) - 3) // 2
+    active, recorded, repairs = (json.loads(stored[key]) for key in ("active", "triggers", "repairs"))
+    return Found(stored["incarnation"], width, layouts, active, recorded, present, repairs)
+
+
+def arrange(connection: Connection, names: Names, wanted: Mapping[str, frozenset[str]]) -> Arrangement:
+    """Make triggers for the tables and columns `wanted`, and take away those that are not. Raises `Busy`."""
+    with connection.transaction():
+        plan = _plan(connection, names, wanted)
+    if not plan.differs:
+        return plan.arrangement
+    with connection.transaction("IMMEDIATE"):
+        plan = _plan(connection, names, wanted)
+        marker = _carry_out(connection, names, plan)
+        repairs = {**plan.found.repairs, **dict.fromkeys(plan.holed, marker)}
+        _write_meta(connection, names, plan, repairs)
+        failpoint("trigger.install.before_commit")
+        version = connection.schema_version()
+    failpoint("trigger.install.after_commit")
+    return dataclasses.replace(plan.arrangement, marker=marker, repairs=repairs, schema_version=version)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    found: Found
+    arrangement: Arrangement
+    texts: dict[str, str]
+    holed: frozenset[str]
+    """Tables whose triggers are new, or were gone or altered."""
+
+    @property
+    def differs(self) -> bool:
+        active = {table: layout.number for table, layout in self.arrangement.active.items()}
+        return (
+            self.found.incarnation is None
+            or self.found.present != self.texts
+            or self.found.recorded != self.texts
+            or self.found.active != active
+        )
+
+
+def _plan(connection: Connection, names: Names, wanted: Mapping[str, frozenset[str]]) -> _Plan:
+    found = find(connection, names)
+    layouts, active, shapes = dict(found.layouts), {}, {}
+    texts: dict[str, str] = {}
+    holed: set[str] = set()
+    broken: dict[str, SourceError] = {}
+    for table, columns in sorted(wanted.items()):
+        try:
+            shape = shape_of(connection, table, tuple(found.present))
+            _check_columns(shape, columns)
+        except SourceError as error:
+            broken[table] = error
+            continue
+        layout = _layout(shape, columns, layouts, found.active.get(table))
+        layouts[layout.number], active[table], shapes[table] = layout, layout, shape
+        mine = sql.triggers(names, shape, layout)
+        texts.update(mine)
+        if table not in found.active or not _whole(names, found, shape, layout, table):
+            holed.add(table)
+    arrangement = Arrangement(
+        found.incarnation or secrets.token_hex(8),
+        connection.schema_version(),
+        layouts,
+        active,
+        shapes,
+        found.repairs,
+        broken,
+        None,
+    )
+    return _Plan(found, arrangement, texts, frozenset(holed))
+
+
+def _check_columns(shape: Shape, columns: frozenset[str]) -> None:
+    for column in sorted(columns):
+        if column not in shape.columns:
+            raise SourceError(
+                f"table {shape.table} has no column {column}",
+                hint=f"its columns are {', '.join(shape.columns)}; adapt the stream's `fields` in headwater.yaml",
+            )
+    if len(columns) > WIDEST:
+        raise SourceError(f"{len(columns)} columns of table {shape.table} are to be captured; {WIDEST} are possible")
+
+
+def _layout(shape: Shape, columns: frozenset[str], layouts: dict[int, Layout], current: int | None) -> Layout:
+    """The table's present layout if it holds just these columns, else a new one under a new number."""
+    identity = shape.key or ("",)
+    needed = (*identity, *(c for c in shape.columns if c in columns and c not in identity))
+    known = layouts[current].columns if current is not None else ()
+    if current is not None and known[: len(identity)] == identity and set(known) == set(needed):
+        return layouts[current]
+    return Layout(max(layouts, default=0) + 1, shape.table, needed)
+
+
+def _whole(names: Names, found: Found, shape: Shape, layout: Layout, table: str) -> bool:
+    """Whether the table's triggers have been in place, and right, all the time."""
+    number = found.active[table]
+    recorded = {n: t for n, t in found.recorded.items() if n in {names.trigger(number, e) for e in EVENTS}}
+    if not recorded or any(found.present.get(name) != text for name, text in recorded.items()):
+        return False
+    # With another index than they know, they may have missed a replaced row; the application's triggers alter nothing.
+    old = found.layouts[number]
+    alike = [dataclasses.replace(shape, foreign_triggers=flag) for flag in (False, True)]
+    return any(sql.triggers(names, s, old) == recorded for s in alike) if _fits(old, shape) else layout != old
+
+
+def _fits(layout: Layout, shape: Shape) -> bool:
+    return all(column in shape.columns for column in layout.columns if column)
+
+
+def _carry_out(connection: Connection, names: Names, plan: _Plan) -> int:
+    found, arrangement = plan.found, plan.arrangement
+    for name, text in found.present.items():
+        if plan.texts.get(name) != text:
+            connection.execute(f"DROP TRIGGER {quoted(name)}")
+    width = max([found.width, 1, *(len(layout.columns) for layout in arrangement.active.values())])
+    for statement in _table_statements(connection, names, found, width):
+        connection.execute(statement)
+    for name, text in plan.texts.items():
+        if found.present.get(name) != text:
+            connection.execute(text)
+    return add_marker(connection, names)
+
+
+def add_marker(connection: Connection, names: Names) -> int:
+    """A row that is no change: an id of its own, for a reading to be labelled with."""
+    connection.execute(f"INSERT INTO {quoted(names.change)}(t, op) VALUES (0, {sql.MARKER})")
+    ((marker,),) = connection.execute(f"SELECT max(id) FROM {quoted(names.change)}")
+    return int(marker)
+
+
+def _table_statements(connection: Connection, names: Names, found: Found, width: int) -> list[str]:
+    if found.incarnation is not None:
+        return sql.widen(names, found.width, width)
+    rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    # Two of three tables left: somebody removed one, and what the others hold belongs to no incarnation any more.
+    rest = [f"DROP TABLE {quoted(name)}" for (name,) in rows if name in names.tables]
+    return rest + sql.make_tables(names, width)
+
+
+def _write_meta(connection: Connection, names: Names, plan: _Plan, repairs: dict[str, int]) -> None:
+    arrangement = plan.arrangement
+    values = {
+        "format": FORMAT,
+        "incarnation": arrangement.incarnation,
+        "active": json.dumps({table: layout.number for table, layout in arrangement.active.items()}),
+        "triggers": json.dumps(plan.texts),
+        "repairs": json.dumps(repairs),
+    }
+    for number, layout in arrangement.layouts.items():
+        values[f"layout.{number}"] = json.dumps({"table": layout.table, "columns": layout.columns})
+    for item in values.items():
+        connection.execute(f"INSERT OR REPLACE INTO {quoted(names.meta)}(key, value) VALUES (?, ?)", item)
+
+
+def remove(connection: Connection, names: Names) -> list[str]:
+    """Drop this pipeline's triggers and tables, and nothing else. Returns their names."""
+    dropped = []
+    with connection.transaction("IMMEDIATE"):
+        rows = connection.execute("SELECT type, name FROM sqlite_master WHERE type IN ('trigger', 'table')")
+        for kind, name in sorted(rows, reverse=True):  # triggers before the tables that they write to
+            if (kind == "trigger" and names.owns_trigger(name)) or (kind == "table" and name in names.tables):
+                connection.execute(f"DROP {kind.upper()} {quoted(name)}")
+                dropped.append(name)
+    return dropped

@@ -1,0 +1,354 @@
+"""The trigger pattern as a `Source`: one instance for all captured tables of one SQLite database.
+
+One idea: **a batch is what one read snapshot shows beyond the last.** Within a read transaction no other commit becomes
+visible, so a snapshot holds whole transactions. A large backlog is read in pages, each its own batch; a page may end
+inside a transaction, whose rest follows in the next one: each change has an id of its own, and the position is the last
+id, so nothing depends on where a page ends. Loads go on between the changes, one chunk a batch, in the same snapshot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from headwater.config import SourceConfig
+from headwater.dialects.sqlite import SqliteDialect, open_dialect
+from headwater.drivers.sqlite import Connection, quoted
+from headwater.errors import Busy, SourceError
+from headwater.faults import failpoint
+from headwater.model import Batch, Changes, Note, Order, Position, Reading, Reload, SourceState, utc_now
+from headwater.protocols import Capture
+from headwater.sources.trigger_sqlite import begin, changes, load
+from headwater.sources.trigger_sqlite.changes import Fetcher, Target
+from headwater.sources.trigger_sqlite.install import Arrangement, arrange, find
+from headwater.sources.trigger_sqlite.names import Names
+from headwater.sources.trigger_sqlite.pace import Pace
+from headwater.sources.trigger_sqlite.position import DONE, LOADING, READING, Place, StreamLoad, anchor_of, place_of
+from headwater.sources.trigger_sqlite.prune import Pruner, prepare
+from headwater.sources.trigger_sqlite.shape import shape_of
+from headwater.sources.trigger_sqlite.wake import Wake
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Opener:
+    """Opens the source's database, each time anew."""
+
+    config: SourceConfig
+    directory: str
+
+    def __call__(self) -> SqliteDialect:
+        return open_dialect(config=self.config, directory=self.directory)
+
+
+GIVE_WAY_MS = 50
+"""How long mending waits for a writer to end; it is tried again at the next wake-up."""
+
+
+class TriggerSource:
+    """See `protocols.Source`. `broken`: the streams that cannot be captured for now, and why; the others go on."""
+
+    def __init__(self, name: str, names: Names, captures: Sequence[Capture], epoch: int, opener: Opener) -> None:
+        self.name = name
+        self.broken: dict[str, SourceError] = {}
+        self._names = names
+        self._captures = {capture.stream: capture for capture in captures}
+        self._epoch = max(1, epoch)
+        self._open = opener
+        self._stopping = threading.Event()
+        self._session: _Session | None = None
+
+    def read(self, after: Position | None, *, follow: bool) -> Iterator[Batch]:
+        """See `protocols.Source`."""
+        self._close_session()
+        session = self._session = _Session(self._names, self._captures, self._open)
+        self.broken = session.broken
+        first = session.begin(after, self._epoch)
+        self._epoch = session.place.epoch
+        yield first
+        target = session.newest()
+        while not self._stopping.is_set():
+            batch = session.step()
+            if batch is not None:
+                yield batch
+            elif follow:
+                self._idle(session)
+            elif session.finished(target):
+                break
+        session.leave(follow=follow)
+
+    def _idle(self, session: _Session) -> None:
+        while not self._stopping.is_set() and not session.wake.wait(self._stopping):
+            if session.stale and session.wake.quiet > 0.02:
+                return
+            if session.pruner.due and session.pruner.step(session.wake.quiet):
+                return
+
+    def confirm(self, position: Position) -> None:
+        """Changes are deleted later, by `read`, when nobody is writing; see `prune`."""
+        failpoint("trigger.confirm")
+        if self._session is not None:
+            self._session.pruner.allow(begin.floor(place_of(position)))
+
+    def state(self, stream: str) -> SourceState:
+        """See `protocols.Source`. The snapshot is held until the changes are read to their end, or closed."""
+        rows = _state(self._names, self._captures[stream], self._open, self._epoch)
+        order = next(rows)
+        assert isinstance(order, Order)
+        return SourceState(order, rows)
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def close(self) -> None:
+        self._close_session()
+
+    def _close_session(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+
+class _Session:
+    """One `read`: its connection, its arrangement, and how far it has come."""
+
+    def __init__(self, names: Names, captures: dict[str, Capture], opener: Opener) -> None:
+        self._names = names
+        self._captures = captures
+        self._dialect = opener()
+        self.broken: dict[str, SourceError] = {}
+        self._notes: list[Note] = []
+        self._checked = utc_now()
+        self._pages, self._chunks = Pace(), Pace()
+        self.stale = False
+        self.pruner = Pruner(self._pruning, names)
+        try:
+            self._connection = self._dialect.connect(readonly=False)
+        except BaseException:
+            self._dialect.close()
+            raise
+        ((self._busy_timeout_ms,),) = self._connection.execute("PRAGMA busy_timeout")
+        self._fetcher = Fetcher(self._connection, self._dialect.times)
+        self._targets: dict[str, Target] = {}
+
+    def _pruning(self) -> Connection:
+        return prepare(Connection(self._connection.path, busy_timeout=0.0))
+
+    def close(self) -> None:
+        self.pruner.close()
+        self._connection.close()
+        self._dialect.close()
+
+    def begin(self, after: Position | None, epoch: int) -> Batch:
+        """Make or check the triggers, and settle where each stream stands. The first batch makes that durable."""
+        self._arrange()
+        self.wake = Wake(self._connection)
+        known = place_of(after) if after is not None else None
+        self.place, notes = begin.resume(self._connection, self._names, self._arrangement, known, epoch)
+        self._notes += notes
+        self._settle(gap=bool(notes), restart=True)
+        return self._batch(())
+
+    def newest(self) -> int:
+        ((top,),) = self._connection.execute(f"SELECT max(id) FROM {quoted(self._names.change)}")
+        return int(top or 0)
+
+    def finished(self, target: int) -> bool:
+        return self.place.id >= target and self._loading() is None
+
+    def leave(self, *, follow: bool) -> None:
+        """At the end: without `follow` there will be no idle moment for pruning; and what is broken is said."""
+        while not follow and self.pruner.step(quiet=float("inf")):
+            pass
+        if self.broken and not follow:
+            raise next(iter(self.broken.values()))
+
+    # one step
+
+    def step(self) -> Batch | None:
+        """What one snapshot shows beyond the last: a page of changes, and if they end there a chunk of a load."""
+        with self._connection.transaction():
+            current = self._connection.schema_version() == self._arrangement.schema_version
+            top = self.newest()
+            if top < self.place.id:
+                raise SourceError(
+                    f"the change table {self._names.change} lost changes while it was read",
+                    hint="the next start compares every stream with its table",
+                )
+            high = min(top, self.place.id + self._pages.rows)
+            found = self._live(high)
+            moved = high != self.place.id
+            anchor = anchor_of(self._connection, self._names, high) if moved else self.place.anchor
+            place = dataclasses.replace(self.place, id=high, anchor=anchor)
+            stream = self._loading() if current and high == top else None
+            if stream is not None:
+                more, place = self._chunk(stream, place)
+                found += more
+        self.place = place
+        if not current:
+            self._rearrange()
+        elif stream is not None and place.loads[stream].state == DONE:
+            self._settle(gap=False)  # triggers may have been lost while the reading was under way
+        if not moved and stream is None and not self._notes:
+            return None
+        return self._batch(tuple(found))
+
+    def _batch(self, found: tuple[Changes, ...]) -> Batch:
+        notes, self._notes = tuple(self._notes), []
+        return Batch(found, self.place.position(), sum(c.data.nbytes for c in found), notes)
+
+    def _live(self, high: int) -> list[Changes]:
+        found: list[Changes] = []
+        low = self.place.id
+        for number in changes.numbers_between(self._connection, self._names, low, high):
+            layout = self._arrangement.layouts[number]
+            target = self._targets.get(layout.table)
+            if target is None:
+                continue
+            sql = changes.page_sql(self._names, layout, target)
+            pages = self._fetcher.fetch(sql, {"low": low, "high": high}, changes.page_kinds(target))
+            found += [changes.changes_of(page, target, self.place.epoch) for page in pages]
+        self._pages.learn(found)
+        return found
+
+    # loads and readings
+
+    def _loading(self) -> str | None:
+        """The stream whose rows are read next: the first that is not done and not broken."""
+        for stream, progress in self.place.loads.items():
+            if progress.state != DONE and stream not in self.broken:
+                return stream
+        return None
+
+    def _chunk(self, stream: str, place: Place) -> tuple[list[Changes], Place]:
+        capture = self._captures[stream]
+        target = self._target_of(capture)
+        progress = self._still_valid(stream, place.loads[stream], target)
+        changed = None
+        if progress.state == LOADING:
+            layouts = [x for x in self._arrangement.layouts.values() if x.table == capture.table.name]
+            changed = load.changed_since(self._names, layouts, target.shape, progress.since)
+        chunk = load.read_chunk(self._fetcher, target, progress.after, self._chunks.rows, changed)
+        last = chunk.end is None
+        found = [*self._reads(capture, target, chunk.rows, progress, last, place.epoch)]
+        self._chunks.learn(found)
+        after = dataclasses.replace(
+            progress,
+            state=DONE if last else progress.state,
+            after=chunk.end,
+            count=progress.count + chunk.count,
+        )
+        if last:
+            done = dataclasses.replace(after, after=None, count=0, schema=0, since=0, reload="")
+            self._notes.append(Note(stream, "loaded", f"{after.count} rows of {capture.table} were read"))
+            return found, place.with_load(stream, done)
+        return found, place.with_load(stream, after)
+
+    def _still_valid(self, stream: str, progress: StreamLoad, target: Target) -> StreamLoad:
+        """VACUUM gives rows new rowids: a load that goes by them has to begin again."""
+        version = self._arrangement.schema_version
+        if progress.after is None or progress.schema == version or not target.shape.keyed_by_rowid:
+            return progress
+        text = f"table {target.table.id} has no primary key and was vacuumed during the load: rows are read twice"
+        self._notes.append(Note(stream, "gap", text))
+        return dataclasses.replace(progress, after=None, schema=version)
+
+    def _reads(
+        self, capture: Capture, target: Target, rows: list[pa.RecordBatch], progress: StreamLoad, last: bool, epoch: int
+    ) -> Iterator[Changes]:
+        ordinal = progress.count
+        if last and progress.state == READING and not rows:
+            rows = [changes.empty_rows(target)]
+        for number, batch in enumerate(rows, 1):
+            start = Order(epoch, progress.start, 2 * ordinal)
+            reading = None
+            if progress.state == READING:
+                is_last = last and number == len(rows)
+                reading = Reading(Reload(progress.reload), Order(epoch, progress.start), is_last)
+            data = changes.reads_of(batch, target.columns, start)
+            yield Changes(capture.table, data, stream=capture.stream, reading=reading)
+            ordinal += len(batch)
+
+    def _target_of(self, capture: Capture) -> Target:
+        """The table with the columns of this stream alone."""
+        return dataclasses.replace(self._targets[capture.table.name], names=capture.columns)
+
+    # the schema
+
+    def _arrange(self) -> None:
+        wanted: dict[str, frozenset[str]] = {}
+        for capture in self._captures.values():
+            table = capture.table.name
+            wanted[table] = wanted.get(table, frozenset()) | frozenset(capture.columns)
+        self._arrangement = arrange(self._connection, self._names, wanted)
+        self._targets = {}
+        for table, columns in wanted.items():
+            if table in self._arrangement.active:
+                described = self._dialect.table(next(c.table for c in self._captures.values() if c.table.name == table))
+                names = tuple(c.name for c in described.columns if c.name in columns)
+                self._targets[table] = Target(described, names, self._arrangement.shapes[table])
+        self._find_broken(self._arrangement)
+
+    def _find_broken(self, arrangement: Arrangement) -> None:
+        before = dict(self.broken)
+        self.broken.clear()
+        for stream, capture in self._captures.items():
+            error = arrangement.broken.get(capture.table.name)
+            if error is None:
+                continue
+            text = f"stream {stream}: {error.message}"
+            self.broken[stream] = SourceError(text, hint=error.hint)
+            if stream not in before or before[stream].message != text:
+                self._notes.append(Note(stream, "schema", f"{text}; nothing of it is captured until that is mended"))
+        if self.broken and len(self.broken) == len(self._captures):
+            raise next(iter(self.broken.values()))
+
+    def _rearrange(self) -> None:
+        """Somebody altered the schema: see whether the triggers are whole, and mend them when nobody is in the way."""
+        self.stale = True
+        self._connection.execute(f"PRAGMA busy_timeout = {GIVE_WAY_MS}")
+        try:
+            self._arrange()
+        except Busy:
+            return
+        finally:
+            self._connection.execute(f"PRAGMA busy_timeout = {self._busy_timeout_ms}")
+        self.stale = False
+        self._settle(gap=False)
+        self._checked = utc_now()
+
+    def _settle(self, *, gap: bool, restart: bool = False) -> None:
+        """Begin the loads and readings that this start, or what happened to the triggers, asks for."""
+        settler = begin.Settler(self._arrangement, self.place, gap=gap, restart=restart, checked=self._checked)
+        for capture in self._captures.values():
+            settler.settle(capture, self.broken)
+        if settler.needs_marker:
+            settler.label(begin.marker(self._connection, self._names, self._arrangement))
+        self.place = dataclasses.replace(self.place, loads=settler.loads)
+        self._notes += settler.notes
+
+
+def _state(names: Names, capture: Capture, opener: Opener, epoch: int) -> Iterator[Any]:
+    """The snapshot's order first, then its changes."""
+    dialect = opener()
+    try:
+        with dialect.connect() as connection, connection.transaction():
+            if find(connection, names).incarnation is None:
+                raise SourceError(
+                    f"{connection.path} has no triggers of this pipeline yet", hint="`headwater run` makes them"
+                )
+            ((top,),) = connection.execute(f"SELECT max(id) FROM {quoted(names.change)}")
+            order = Order(epoch, int(top or 0))
+            yield order
+            target = Target(dialect.table(capture.table), capture.columns, shape_of(connection, capture.table.name))
+            fetcher, ordinal = Fetcher(connection, dialect.times), 0
+            sql = load.chunk_sql(target.shape, target.names, None, behind=False, bounded=False)
+            for batch in fetcher.fetch(sql, {}, list(zip(target.names, target.kinds, strict=True))):
+                data = changes.reads_of(batch, target.columns, Order(epoch, order.commit, 2 * ordinal))
+                ordinal += len(batch)
+                yield Changes(capture.table, data, stream=capture.stream)
+    finally:
+        dialect.close()

@@ -1,0 +1,94 @@
+"""A sink against its stream: what the sink holds, and what the stream says up to the sink's own cursor."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from itertools import chain
+
+import pyarrow as pa
+
+from headwater.contracts.model import Contract
+from headwater.model import Cursor, Events
+from headwater.protocols import Bus, Sink, StreamState
+from headwater.verify.comparison import Comparison, incomparable
+from headwater.verify.differences import Excuses, classify, find
+from headwater.verify.tables import Tables, Workspace
+
+
+def verify_sink(
+    bus: Bus, stream: str, contract: Contract, sink: Sink, *, workspace: Workspace | None = None
+) -> Comparison:
+    """Compare the sink's rows with the stream folded to the sink's cursor, both read in one transaction of the target.
+
+    A sink that keeps every event is compared event by event. Neither side need stand still.
+    """
+    against = f"sink {sink.name}"
+    known = bus.streams().get(stream)
+    if known is None:
+        return incomparable(stream, against, "the stream is not on the bus")
+    state = sink.state(stream)
+    rows = iter(state.rows)
+    first = next(rows, None)
+    cursor = state.cursor or bus.cursor(sink.name, stream)
+    if reason := _why_not(known, cursor, contract):
+        _close(rows)
+        return incomparable(stream, against, reason)
+    history = not contract.key or (first is not None and "_op" in first.schema.names)
+    below = cursor.offset if cursor is not None else known.first
+    with Tables(contract, workspace or Workspace(), history=history) as tables:
+        tables.load_rows(chain([first] if first is not None else [], rows))
+        compacted = contract.retention.compacted
+        tables.load_events(_until(bus, stream, None if compacted else below))
+        tables.below = below
+        comparison = Comparison(stream, against, at=f"offset {below}")
+        find(tables, comparison, rows_are_source=False)
+        classify(tables, comparison, Excuses(settled_below=below if compacted else None))
+    return _without_compacted(comparison) if compacted and history else comparison
+
+
+def _why_not(known: StreamState, cursor: Cursor | None, contract: Contract) -> str:
+    if cursor is not None and cursor.incarnation != known.incarnation:
+        return (
+            f"its cursor is of incarnation {cursor.incarnation}, but the stream was made again as {known.incarnation}; "
+            "`headwater sink rebuild` begins the sink anew"
+        )
+    if cursor is not None and cursor.offset > known.head:
+        return (
+            f"its cursor stands at offset {cursor.offset}, but the stream ends at {known.head}: the bus was restored "
+            "from an older backup, or is another one"
+        )
+    if not known.complete:
+        return (
+            f"the stream is kept from offset {known.first} on only (retention of {contract.stream}), "
+            "so that its fold is not the whole state"
+        )
+    return ""
+
+
+def _until(bus: Bus, stream: str, below: int | None) -> Iterator[Events]:
+    """The stream's events before an offset (None: all)."""
+    for events in bus.read(stream, after=None, follow=False):
+        assert events.offsets is not None, "a bus sets offsets"
+        if below is None:
+            yield events
+            continue
+        fit = pa.compute.sum(pa.compute.less(events.offsets, pa.scalar(below, pa.uint64()))).as_py() or 0
+        if fit:
+            yield dataclasses.replace(events, data=events.data.slice(0, fit), offsets=events.offsets.slice(0, fit))
+        if fit < len(events):
+            return
+
+
+def _without_compacted(comparison: Comparison) -> Comparison:
+    """A history may hold what the stream has compacted since."""
+    comparison.extra = type(comparison.extra)()
+    comparison.reason = "events that the stream has compacted since were not compared"
+    return comparison
+
+
+def _close(rows: Iterator[pa.RecordBatch]) -> None:
+    """End the target's transaction, where the rows are a generator that holds one."""
+    close = getattr(rows, "close", None)
+    if close is not None:
+        close()

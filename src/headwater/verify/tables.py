@@ -1,0 +1,233 @@
+"""Two sides as tables of a temporary DuckDB database on disk, folded and compared in SQL.
+
+One idea: the fold is said again here, as one aggregate over the events of a key, and shares nothing with the code that
+writes streams and sinks; an oracle that reuses what it checks would agree with its mistakes. What needs memory by the
+key is done for a part of the keys at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from headwater.contracts.model import Contract
+from headwater.mapping.evolve import conform
+from headwater.model import Events, Op, Order
+from headwater.schema import table_schema
+
+TRIPLE = ("_epoch", "_commit", "_index")
+_TRIPLE_TYPES = [("_epoch", pa.uint32()), ("_commit", pa.uint64()), ("_index", pa.uint32())]
+_PLACE = "(_epoch::UHUGEINT << 96) + (_commit::UHUGEINT << 32) + _index::UHUGEINT"
+_CHUNK_ROWS = 50_000
+_CHUNK_BYTES = 8 * 2**20
+_PART_ROWS = 400_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Workspace:
+    """Where a comparison keeps its files, and how much memory it may take."""
+
+    directory: Path | None = None
+    memory_limit: str = "256MB"
+
+
+class Tables:
+    """`events` of a stream, and `rows` of the other side; a context manager.
+
+    `history` compares event by event, identified by the order triple; else rows are compared by key. `below`: only
+    events before this offset count.
+    """
+
+    def __init__(self, contract: Contract, workspace: Workspace, *, history: bool = False) -> None:
+        self.contract = contract
+        self.history = history
+        self.below: int | None = None
+        self.columns = pa.schema([pa.field(f.name, holdable(f.type)) for f in table_schema(contract)])
+        self.identity = TRIPLE if history else contract.key
+        extra = [pa.field("_op", pa.int8())] if history else []
+        self._event_schema = pa.schema(
+            [
+                pa.field("_op", pa.int8()),
+                *_TRIPLE_TYPES,
+                pa.field("_offset", pa.uint64()),
+                *self.columns,
+                pa.field("_unchanged", pa.list_(pa.string())),
+            ]
+        )
+        self._row_schema = pa.schema([*extra, *_TRIPLE_TYPES, *self.columns])
+        self._directory = Path(tempfile.mkdtemp(prefix="headwater-verify-", dir=workspace.directory))
+        config: dict[str, Any] = {
+            "memory_limit": workspace.memory_limit,
+            "temp_directory": str(self._directory / "spill"),
+            "threads": 2,
+        }
+        self.db = duckdb.connect(self._directory / "verify.duckdb", config=config)
+        self._make("events", self._event_schema)
+        self._make("rows", self._row_schema)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.db.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    # filling
+
+    def load_events(self, stream: Iterable[Events]) -> None:
+        """Events as their stream has them; older versions in the contract's shape."""
+        self._load("events", self._event_schema, (self._event_rows(part) for part in stream))
+
+    def load_rows(self, rows: Iterable[pa.RecordBatch]) -> None:
+        """Rows with the order triple and the contract's fields (and `_op`, of a history)."""
+        self._load("rows", self._row_schema, (self._shaped(batch, self._row_schema) for batch in rows))
+
+    def forget_behind(self, order: Order) -> None:
+        """Drop events behind an order. A change's odd index, which the mapping gives, belongs to the even one below."""
+        self.db.execute(
+            "DELETE FROM events WHERE (_epoch, _commit, _index) > (?, ?, ?)",
+            [order.epoch, order.commit, order.index | 1],
+        )
+
+    def clear(self) -> None:
+        for table in ("events", "rows"):
+            self.db.execute(f"DELETE FROM {table}")
+
+    def count(self, table: str) -> int:
+        return int(self.one(f"SELECT count(*) FROM {table}"))
+
+    def one(self, query: str) -> Any:
+        ((value,),) = self.db.sql(query).fetchall()
+        return value
+
+    def batches(self, query: str) -> Iterator[pa.RecordBatch]:
+        yield from self.db.sql(query).to_arrow_reader(5_000)
+
+    def _make(self, table: str, schema: pa.Schema) -> None:
+        self.db.register("empty", schema.empty_table())
+        self.db.execute(f"CREATE TABLE {table} AS FROM empty")
+        self.db.unregister("empty")
+
+    def _load(self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+        """Chunk by chunk, each in a transaction of its own: one large transaction would be held in memory."""
+        for chunk in _chunks(batches):
+            self.db.register("chunk", pa.Table.from_batches(chunk, schema))
+            self.db.execute(f"INSERT INTO {table} FROM chunk")
+            self.db.unregister("chunk")
+
+    def _event_rows(self, events: Events) -> pa.RecordBatch:
+        data = conform(events.data, self.contract, events.type)
+        columns = {name: data.column(name) for name in data.schema.names if name != "_unchanged"}
+        if events.offsets is not None:
+            columns["_offset"] = events.offsets
+        if "_unchanged" in data.schema.names:
+            fields = list(self.contract.shape(events.type))
+            columns["_unchanged"] = named_marks(data.column("_unchanged"), fields)
+        return self._shaped(pa.RecordBatch.from_pydict(columns), self._event_schema, type_name=events.type)
+
+    def _shaped(self, data: pa.RecordBatch, schema: pa.Schema, type_name: str | None = None) -> pa.RecordBatch:
+        arrays = []
+        for wanted in schema:
+            if wanted.name == "type" and type_name is not None:
+                arrays.append(pa.repeat(type_name, len(data)))
+            elif wanted.name in data.schema.names:
+                arrays.append(data.column(wanted.name).cast(wanted.type))
+            else:
+                arrays.append(pa.nulls(len(data), wanted.type))
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+    # folding
+
+    def parts(self) -> Iterator[str]:
+        """Conditions that part the keys so that each part's rows fit into memory; `true` alone for a small stream."""
+        count = max(self.count("events"), self.count("rows"))
+        number = count // _PART_ROWS + 1
+        keys = ", ".join(map(quoted, self.identity))
+        yield from (f"hash({keys}) % {number} = {part}" for part in range(number)) if number > 1 else ["true"]
+
+    def told(self, part: str) -> str:
+        """A query of what the events amount to, for one part of the keys."""
+        return self._events_of(part) if self.history else self._folded(part)
+
+    @property
+    def _counted(self) -> str:
+        return "events" if self.below is None else f"(FROM events WHERE _offset < {self.below})"
+
+    def _events_of(self, part: str) -> str:
+        """Each event once: one that was appended twice is the business of `gaps`."""
+        columns = ", ".join(map(quoted, ["_op", *TRIPLE, *self.columns.names]))
+        return f"SELECT DISTINCT ON (_epoch, _commit, _index) {columns} FROM {self._counted} WHERE {part}"
+
+    def _folded(self, part: str) -> str:
+        """Every live key: each field from the newest event that carries it since the key, or everything, was deleted.
+
+        Newest is by the order triple. A field that no event of this life carried is null.
+        """
+        keys = ", ".join(map(quoted, self.contract.key))
+        values = [
+            f"arg_max_null({quoted(name)}, _place) FILTER (WHERE NOT coalesce(list_contains(_unchanged, '{name}'),"
+            f" false)) AS {quoted(name)}"
+            for name in self.columns.names
+            if name not in self.contract.key
+        ]
+        emptied = f"_op = {Op.TRUNCATE.value}"
+        return (
+            f"WITH told AS (SELECT *, {_PLACE} AS _place FROM {self._counted} WHERE NOT {emptied} AND {part}),"
+            f" emptied AS (SELECT max({_PLACE}) AS _emptied FROM {self._counted} WHERE {emptied}),"
+            f" lives AS (SELECT *, greatest(_emptied, max(_place) FILTER (WHERE _op = {Op.DELETE.value})"
+            f" OVER (PARTITION BY {keys})) AS _ended FROM told CROSS JOIN emptied)"
+            f" SELECT {', '.join([keys, *values])} FROM lives"
+            f" WHERE _ended IS NULL OR _place > _ended GROUP BY {keys}"
+        )
+
+
+def holdable(kind: pa.DataType) -> pa.DataType:
+    """The type in which DuckDB holds it: decimals beyond 38 digits as text, at any depth."""
+    if pa.types.is_decimal256(kind):
+        return pa.string()
+    if pa.types.is_map(kind):
+        return pa.map_(pa.string(), holdable(kind.item_type))
+    if pa.types.is_list(kind):
+        return pa.list_(holdable(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(child.name, holdable(child.type)) for child in kind])
+    return kind
+
+
+def named_marks(marks: pa.Array, fields: list[str]) -> pa.Array:
+    """Ordinals of fields as their names: what is compared must not depend on the fields' sequence."""
+    if not len(marks):
+        return pa.nulls(0, pa.list_(pa.string()))
+    rows = pc.list_parent_indices(marks)
+    names = pc.take(pa.array(fields), pc.list_flatten(marks))
+    per_row = pa.table({"row": rows, "name": names}).group_by("row").aggregate([("name", "list")])
+    at = pc.index_in(pa.array(range(len(marks)), pa.int64()), per_row.column("row").combine_chunks().cast(pa.int64()))
+    return per_row.column("name_list").combine_chunks().cast(pa.list_(pa.string())).take(at)
+
+
+def quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
+    chunk: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in batches:
+        chunk.append(batch)
+        rows, size = rows + len(batch), size + batch.nbytes
+        if rows >= _CHUNK_ROWS or size >= _CHUNK_BYTES:
+            yield chunk
+            chunk, rows, size = [], 0, 0
+    if rows:
+        yield chunk
