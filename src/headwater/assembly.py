@@ -50,7 +50,9 @@ class Assembly:
         self.config = config
         self.append = append
         self.contracts = ContractStore(config.contracts_directory)
+        self._contracts: dict[str, Contract] = {}
         self._plans: dict[str, Plan] = {}
+        self._declarations: dict[str, Declaration] = {}
 
     def __enter__(self) -> Assembly:
         return self
@@ -74,7 +76,10 @@ class Assembly:
         return self.config.path(path) if scheme == "embedded" else None
 
     def contract(self, stream: str) -> Contract:
-        return self.contracts.current(stream)
+        """The newest accepted version, or the working copy of a stream that has none; as it was when first asked for."""
+        if stream not in self._contracts:
+            self._contracts[stream] = self.contracts.current(stream)
+        return self._contracts[stream]
 
     def capture_of(self, stream: str) -> str:
         config = self._stream_config(stream)
@@ -185,6 +190,11 @@ class Assembly:
         return loads.decide(self.bus, self._declaration(stream), self.config.streams[stream])
 
     def _declaration(self, stream: str) -> Declaration:
+        if stream not in self._declarations:
+            self._declarations[stream] = self._declared(stream)
+        return self._declarations[stream]
+
+    def _declared(self, stream: str) -> Declaration:
         contract = self.contract(stream)
         sinks = {name for name in self.config.sinks if stream in self.streams_of(name)}
         consumers = {consumer.name for consumer in contract.consumers}

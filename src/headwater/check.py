@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ from headwater.guarantees import broken_promises
 from headwater.mapping.expressions import Expression, parse
 from headwater.model import TableId
 from headwater.protocols import Guarantee
+from headwater.scaffold import words
 
 Severity = Literal["error", "warning"]
 
@@ -125,12 +127,18 @@ def _inspected(config: Config, stream: StreamConfig) -> tuple[Table | None, tupl
 
 
 def rendered(problems: list[Problem], form: Literal["text", "json", "github-actions"] = "text") -> str:
-    """For people, for programs, or as annotations of a GitHub workflow."""
+    """For people, for programs, or as annotations of a GitHub workflow; paths as seen from the working directory."""
+    problems = [replace(problem, path=_nearer(problem.path)) for problem in problems]
     if form == "json":
         return json.dumps([asdict(problem) for problem in problems], indent=2, ensure_ascii=False)
     if form == "github-actions":
         return "\n".join(map(_annotation, problems))
     return "\n".join(map(str, problems))
+
+
+def _nearer(path: str) -> str:
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
 
 
 def _annotation(problem: Problem) -> str:
@@ -375,9 +383,7 @@ class _StreamChecker:
             return False
         described = any(spec.description or spec.unit or spec.term for spec in contract.fields.values())
         return not described and all(
-            spec.ref
-            or name in contract.key
-            or stream.fields.get(name, name) in (name, f"{name}".removesuffix("_value"))
+            spec.ref or name in contract.key or words.field_name(stream.fields.get(name, name)) == name
             for name, spec in contract.fields.items()
         )
 

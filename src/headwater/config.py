@@ -12,10 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, SecretStr, field_serializer, field_validator, model_validator
 
-from headwater.contracts.document import Document, parse_document
+from headwater.contracts.document import Document, parse_document, write_yaml
 from headwater.contracts.model import Duration, Frozen, Name, StreamName, validated
 from headwater.errors import ConfigError
 
@@ -225,7 +224,7 @@ def parse(text: str, *, directory: Path, where: str = FILE) -> Config:
 def dump(config: Config) -> str:
     """The model as YAML, defaults left out. Secrets are written as they are: it is the user's own file."""
     data = config.model_dump(exclude_defaults=True, exclude_none=True)
-    return yaml.safe_dump(_plain({"headwater": FORMAT, **data}), sort_keys=False, allow_unicode=True)
+    return write_yaml(_plain({"headwater": FORMAT, **data}))
 
 
 def redacted(url: str) -> str:

@@ -180,20 +180,17 @@ class Router:
         return rejected
 
     def _begun(self, route: Route) -> _Staged:
-        rejected: set[str] = set()
-
-        def spare(keys: pa.RecordBatch) -> pa.BooleanArray:
-            return pc.is_in(canonical_keys(keys, route.contract.key), pa.array(sorted(rejected), pa.string()))
-
         state = self._bus.streams()[route.stream]
-        return _Staged(Difference(route.contract, self._spill, state=state, spare=spare), rejected)
+        return _Staged(Difference(route.contract, self._spill, state=state), set())
 
     def _settled(
         self, route: Route, reading: Reading, staged: _Staged, live: Iterable[Events] = ()
     ) -> Iterator[Events]:
         """The difference; its first part is computed here and now, so that an error stops this stream alone."""
         history = chain(self._bus.read(route.stream, after=None, follow=False), live)
-        events = staged.difference.finish(history, reading)
+        found = staged.difference.finish(history, reading)
+        key, kept = route.contract.key, staged.rejected_keys
+        events = chain.from_iterable(_without_deletes_of(part, key, kept) for part in found)
         try:
             first = list(islice(events, 1))
         except BaseException:
@@ -247,6 +244,15 @@ def _split(events: list[Events], key: tuple[str, ...], waiting: set[str]) -> tup
 def _masked(events: Events, mask: pa.Array) -> list[Events]:
     data = events.data.filter(mask)
     return [dataclasses.replace(events, data=data)] if data.num_rows else []
+
+
+def _without_deletes_of(events: Events, key: tuple[str, ...], kept: set[str]) -> list[Events]:
+    """A row that broke the contract is not gone, although the reading lacks it."""
+    if not kept:
+        return [events]
+    deleted = pc.equal(events.data.column("_op"), int(Op.DELETE))
+    known = pc.is_in(canonical_keys(events.data, key), pa.array(sorted(kept), pa.string()))
+    return _masked(events, pc.invert(pc.and_(deleted, known)))
 
 
 def _waiting(route: Route, changes: Changes, held: list[Events]) -> Rejected:

@@ -136,9 +136,9 @@ class Supervisor:
     def _look_after(self, ticks: int) -> None:
         self._parts.answer()
         resuming = {name for name, state in self._parts.bus.streams().items() if state.resuming}
-        for worker in self._captures:
-            if worker.alive and resuming & set(worker.streams):
-                worker.restart()
+        for capturing in self._captures:
+            if capturing.alive and resuming & set(capturing.streams):
+                capturing.restart()
         for worker in (*self._captures, *self._sinks):
             worker.settle()
         if ticks % 60 == 0:

@@ -3,7 +3,6 @@ end a comparison of source and sinks row by row, by code that shares nothing wit
 
 from __future__ import annotations
 
-import datetime
 import decimal
 import multiprocessing
 import multiprocessing.synchronize
@@ -19,7 +18,13 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["headwater.api", "headwater.runtime", "duckdb", "pyarrow.parquet", "tests.crash.world"])
+CONTEXT.set_forkserver_preload(
+    [
+        "duckdb", "pyarrow.parquet", "sqlglot", "tests.crash.world", "headwater.runtime", "headwater.buses.embedded",
+        "headwater.dialects.sqlite", "headwater.sources.trigger_sqlite", "headwater.sources.query",
+        "headwater.sinks.duckdb", "headwater.sinks.sqlite", "headwater.sinks.parquet",
+    ]
+)  # fmt: skip
 
 SCHEMA = """
 PRAGMA journal_mode = WAL;
@@ -28,6 +33,15 @@ CREATE INDEX course_run_updated ON course_run (updated_at, key);
 CREATE TABLE learner (id INTEGER PRIMARY KEY, nick TEXT UNIQUE, bio TEXT, avatar BLOB, score REAL);
 CREATE TABLE enrollment (id INTEGER PRIMARY KEY, learner_id INTEGER NOT NULL REFERENCES learner (id) ON DELETE CASCADE,
     run_key TEXT NOT NULL, mode TEXT NOT NULL, paid DECIMAL(10,2));
+
+-- the application's own audit: what the stream must tell, told by somebody else
+CREATE TABLE audit (seq INTEGER PRIMARY KEY AUTOINCREMENT, old_id, old_mode, id, learner_id, run_key, mode, paid);
+CREATE TRIGGER audit_c AFTER INSERT ON enrollment BEGIN INSERT INTO audit VALUES
+    (NULL, NULL, NULL, NEW.id, NEW.learner_id, NEW.run_key, NEW.mode, NEW.paid); END;
+CREATE TRIGGER audit_u AFTER UPDATE ON enrollment BEGIN INSERT INTO audit VALUES
+    (NULL, OLD.id, OLD.mode, NEW.id, NEW.learner_id, NEW.run_key, NEW.mode, NEW.paid); END;
+CREATE TRIGGER audit_d AFTER DELETE ON enrollment BEGIN INSERT INTO audit VALUES
+    (NULL, OLD.id, OLD.mode, NULL, NULL, NULL, NULL, NULL); END;
 """
 
 CONFIG = """
@@ -42,9 +56,9 @@ streams:
   catalog.course_run: {source: lms, table: course_run, pattern: query, cursor: updated_at, every: 50ms, page_size: 7,
     look_back_ids: 50, reconcile_deletes: 300ms, fields: {course_run_key: key}}
 sinks:
-  warehouse: {url: "duckdb:warehouse.duckdb", batch: {events: 40, age: 20ms}}
-  copy: {url: "sqlite:copy.db", batch: {events: 30, age: 20ms}}
-  lake: {url: "parquet:lake", batch: {events: 50, age: 50ms}}
+  warehouse: {url: "duckdb:warehouse.duckdb", batch: {events: 200, age: 50ms}}
+  copy: {url: "sqlite:copy.db", batch: {events: 100, age: 20ms}}
+  lake: {url: "parquet:lake", batch: {events: 300, age: 100ms}}
 """
 
 CONTRACTS = {
@@ -207,15 +221,20 @@ def _write_until(directory: Path, seed: int, stop: multiprocessing.synchronize.E
 # the pipeline
 
 
-def run_pipeline(directory: Path, failpoints: str, seed: int, follow: bool) -> None:
-    """In a process of its own; exits with the supervisor's status."""
+def run_pipeline(
+    directory: Path, failpoints: str, seed: int, running: multiprocessing.synchronize.Event | None = None
+) -> None:
+    """In a process of its own; exits with the supervisor's status. With `running` it goes on until it dies."""
     from headwater import config, faults
     from headwater.assembly import Assembly
     from headwater.runtime import start
 
     faults.set_failpoints(failpoints, seed)
     with Assembly(config.load(directory / "headwater.yaml"), append=True) as assembly:
-        os._exit(start(assembly).run(follow=follow))
+        supervisor = start(assembly)
+        if running is not None:
+            running.set()
+        os._exit(supervisor.run(follow=running is not None))
 
 
 @dataclass
@@ -239,12 +258,15 @@ class World:
         assert writer.exitcode == 0, "the application's writes must never fail"
 
     def _one_life(self, dice: random.Random) -> None:
-        failpoints = f"*=kill:{dice.choice((0.002, 0.01, 0.05, 0.3))}"
+        failpoints = f"*=kill:{dice.choice((0.0005, 0.002, 0.01, 0.05))}"
+        running = CONTEXT.Event()
         process = CONTEXT.Process(
-            target=run_pipeline, args=(self.directory, failpoints, dice.randrange(10**9), True), daemon=True
+            target=run_pipeline, args=(self.directory, failpoints, dice.randrange(10**9), running), daemon=True
         )
         process.start()
-        process.join(0.2 + dice.random())
+        while process.is_alive() and not running.wait(0.05):
+            pass
+        process.join(0.05 + dice.random() * 0.8)
         if process.is_alive() and process.pid is not None:
             os.kill(process.pid, signal.SIGKILL)
         process.join(30)
@@ -253,7 +275,7 @@ class World:
 
     def finish(self) -> None:
         """A run without faults that catches up."""
-        process = CONTEXT.Process(target=run_pipeline, args=(self.directory, "", 0, False))
+        process = CONTEXT.Process(target=run_pipeline, args=(self.directory, "", 0))
         process.start()
         process.join(120)
         assert process.exitcode == 0
@@ -288,6 +310,30 @@ COLUMNS = {
     "learning.enrollment": ("enrollment_id", "learner_id", "run", "mode", "paid"),
     "catalog.course_run": ("course_run_key", "title", "price", "updated_at"),
 }
+
+
+def parquet_rows(directory: Path) -> dict[str, Rows]:
+    """By the sink's own reader: which files count is what its manifest says."""
+    from headwater import config
+    from headwater.assembly import Assembly
+
+    with Assembly(config.load(directory / "headwater.yaml")) as assembly:
+        sink = assembly.sink("lake")
+        for stream in COLUMNS:
+            sink.prepare(assembly.contract(stream))
+        try:
+            return {
+                stream: _keyed(
+                    [
+                        tuple(row[name] for name in names)
+                        for batch in sink.state(stream).rows
+                        for row in batch.select(names).to_pylist()
+                    ]
+                )
+                for stream, names in COLUMNS.items()
+            }
+        finally:
+            sink.close()
 
 
 def duckdb_rows(directory: Path) -> dict[str, Rows]:
@@ -327,14 +373,54 @@ def _money(value: Any) -> decimal.Decimal | None:
     return None if value is None else decimal.Decimal(str(value)).quantize(decimal.Decimal("0.01"))
 
 
-def events_of(directory: Path, stream: str) -> list[tuple[datetime.datetime | None, int, int, int, int]]:
-    """(op, epoch, commit, index) of each event, in offset order."""
+Event = tuple[str, tuple[int, int, int], tuple[Any, ...]]
+
+
+def events_of(directory: Path, stream: str) -> list[Event]:
+    """(op letter, (epoch, commit, index), fields) of each event, in offset order."""
     from headwater import config
     from headwater.assembly import Assembly
+    from headwater.model import Op
 
-    found = []
+    found: list[Event] = []
     with Assembly(config.load(directory / "headwater.yaml")) as assembly:
         for events in assembly.bus.read(stream, after=None, follow=False):
-            names = ("_op", "_epoch", "_commit", "_index")
-            found += list(zip(*(events.data.column(name).to_pylist() for name in names), strict=True))
+            ops = [Op(op).letter for op in events.data.column("_op").to_pylist()]
+            order = (events.data.column(name).to_pylist() for name in ("_epoch", "_commit", "_index"))
+            fields = (events.data.column(name).to_pylist() for name in COLUMNS[stream])
+            found += zip(ops, zip(*order, strict=True), zip(*fields, strict=True), strict=True)
     return found
+
+
+def replayed(events: list[Event], *, polled: bool) -> Rows:
+    """The rows that the events lead to; each must fit what was there before it.
+
+    A poll cannot tell a row that is new from one that changed: its `u` may be either.
+    """
+    rows: Rows = {}
+    for letter, order, (key, *fields) in events:
+        fits = (key in rows) == (letter in "ud") or (polled and letter == "u")
+        assert fits, f"{letter} of {key} at {order}"
+        if letter == "d":
+            del rows[key]
+        else:
+            rows[key] = tuple(fields)
+    return rows
+
+
+def audited(directory: Path) -> list[tuple[str, tuple[Any, ...]]]:
+    """The events that the application's own audit of `enrollment` stands for, under the stream's `where`."""
+    db = sqlite3.connect(directory / "lms.db")
+    changes = db.execute(
+        "SELECT old_id, old_mode, id, learner_id, run_key, mode, paid FROM audit ORDER BY seq"
+    ).fetchall()
+    db.close()
+    expected: list[tuple[str, tuple[Any, ...]]] = []
+    for old_id, old_mode, *new, paid in changes:
+        was, is_now = old_id is not None and old_mode != "beta", new[0] is not None and new[3] != "beta"
+        gone = was and (not is_now or old_id != new[0])
+        if gone:
+            expected.append(("d", (old_id, None, None, None, None)))
+        if is_now:
+            expected.append(("u" if was and not gone else "c", (*new, _money(paid))))
+    return expected

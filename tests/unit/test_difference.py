@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +14,13 @@ import pytest
 from headwater.contracts.model import Contract, EventType, FieldSpec
 from headwater.difference import Difference
 from headwater.errors import MappingError, SourceError
-from headwater.model import Events, Op, Order, Reading, Reload
+from headwater.model import Events, Order, Reading, Reload
 from headwater.protocols import StreamState
 from headwater.schema import events_schema
+from tests.streams import ITEM, OPS, events, rows_of
 
-CONTRACT = Contract(
-    stream="shop.item",
-    version=1,
-    key=("id",),
-    fields={"id": FieldSpec(type="int64"), "name": FieldSpec(type="string", optional=True)},
-)
+CONTRACT = ITEM
 SINCE = Order(1, 100, 0)
-OPS = {op.letter: op for op in Op}
-
-
-def events(rows: Sequence[dict[str, Any]], contract: Contract = CONTRACT, **more: Any) -> Events:
-    """Rows of `op`, `at` (an order triple), fields, and `unchanged` field names, as events."""
-    names = list(contract.shape(more.get("type")))
-    marked = any("unchanged" in row for row in rows)
-    schema = events_schema(contract, more.get("type"), before=more.pop("before", False), unchanged=marked)
-    return Events(
-        contract.stream,
-        contract.version,
-        pa.RecordBatch.from_pylist([_row(row, names) for row in rows], schema=schema),
-        source="shop/trigger",
-        seed=b"seed",
-        **more,
-    )
-
-
-def _row(row: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    epoch, commit, index = row["at"]
-    unchanged = [names.index(name) for name in row["unchanged"]] if "unchanged" in row else None
-    order = {"_op": OPS[row["op"]].value, "_epoch": epoch, "_commit": commit, "_index": index}
-    return {**row, **order, "_unchanged": unchanged}
 
 
 def staged(*rows: dict[str, Any], contract: Contract = CONTRACT, **more: Any) -> Events:
@@ -70,14 +43,6 @@ def found(
         out = list(difference.finish(history, Reading(reload, SINCE, last=True)))
     assert list(directory.iterdir()) == []
     return [row for part in out for row in rows_of(part)]
-
-
-def rows_of(part: Events) -> Iterator[dict[str, Any]]:
-    for row in part.data.to_pylist():
-        order = (row.pop("_epoch"), row.pop("_commit"), row.pop("_index"))
-        shown = {"op": Op(row.pop("_op")).letter, "at": order}
-        shown |= {name: value for name, value in row.items() if not name.startswith("_")}
-        yield shown if part.type is None else {**shown, "type": part.type}
 
 
 def test_what_differs_is_created_updated_and_deleted_in_the_order_of_the_reading(tmp_path: Path) -> None:
@@ -342,7 +307,7 @@ def test_what_identifies_events_is_carried_over(tmp_path: Path) -> None:
     with Difference(CONTRACT, tmp_path) as difference:
         difference.add(staged({"id": 1}, content_ids=True))
         (out,) = difference.finish([], Reading(Reload.DIFFERENCE, SINCE, last=True))
-    assert (out.source, out.seed, out.content_ids, out.reading) == ("shop/trigger", b"seed", True, None)
+    assert (out.source, out.seed, out.content_ids, out.reading) == ("shop/trigger", b"0123456789abcdef", True, None)
 
 
 def test_a_reading_of_many_parts_keeps_its_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,10 +168,11 @@ def test_secrets_and_personal_columns_are_withheld_with_the_line_that_adds_them(
     path = database.parent / "contracts" / "auth.user.yaml"
     contract = ContractStore(path.parent).working("auth.user")
     assert list(contract.fields) == ["user_id", "is_active", "date_joined"]
-    text = path.read_text()
-    assert "  # password: {type: string, pii: sensitive}" in text
-    assert "  # email: {type: string, pii: personal}" in text
-    path.write_text(text.replace("  # email: {", "  email: {"))
+    assert "password" not in path.read_text()
+    text = (database.parent / "headwater.yaml").read_text()
+    assert "    #   password: {type: string, pii: sensitive}  # looks like a secret" in text
+    assert "    #   email: {type: string, pii: personal}  # looks personal" in text
+    path.write_text(path.read_text() + "  email: {type: string, pii: personal}  # looks personal")
     assert ContractStore(path.parent).working("auth.user").fields["email"].pii == "personal"
 
 

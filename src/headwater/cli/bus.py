@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from headwater.cli.output import DIFFERS, FILE, File, Json, Yes, ask, assembled, print_json, stream_names
+
+if TYPE_CHECKING:
+    from headwater.assembly import Assembly
+    from headwater.buses.embedded import EmbeddedBus
 
 app = typer.Typer(help="The bus: its integrity, and who it waits for.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -40,12 +45,19 @@ def release(
 def check(config: File = FILE, as_json: Json = False) -> None:
     """Read the whole bus and check it.
 
-    Checksums, offsets without a gap, positions. Status 1 if it is damaged.
+    Checksums, offsets, and everything that is stored twice. Status 1 if it is damaged.
 
     \b
     Examples:
       headwater bus check
     """
+    with assembled(config) as assembly:
+        problems = _embedded(assembly).check()
+    if as_json:
+        print_json(problems)
+    else:
+        print("\n".join(problems) or "the bus is sound")
+    raise typer.Exit(DIFFERS if problems else 0)
 
 
 def backup(
@@ -59,18 +71,58 @@ def backup(
     Examples:
       headwater backup backups/lms-2026-03-01.bus
     """
+    with assembled(config) as assembly:
+        _embedded(assembly).backup(target)
+    print(f"wrote {target}, {target.stat().st_size:,} bytes")
 
 
 def restore(
-    backup: Annotated[Path, typer.Argument(help="What `headwater backup` wrote.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(metavar="BACKUP", help="What `headwater backup` wrote.", show_default=False)
+    ],
     config: File = FILE,
     yes: Yes = False,
 ) -> None:
     """Put a backup in the place of the bus.
 
-    Streams get a new incarnation, for what came after the backup is gone.
+    A bus that is there is moved aside, not deleted. Streams get a new incarnation: readers that were farther than the
+    backup are told so, instead of skipping what comes next.
 
     \b
     Examples:
       headwater restore backups/lms-2026-03-01.bus
     """
+    from headwater.buses.embedded import bus_directory
+    from headwater.buses.embedded import restore as restored
+    from headwater.config import load
+
+    loaded = load(config)
+    directory = bus_directory(loaded.bus, str(loaded.directory))
+    if (directory / "bus.db").exists():
+        ask(f"put {source} in the place of the bus in {directory}?", yes=yes)
+        print(f"the bus that was there is now {_moved_aside(directory)}")
+    restored(source, directory)
+    print(f"restored {directory} from {source}")
+
+
+def _moved_aside(directory: Path) -> Path:
+    """Under the appender's lock, for nothing may be writing it; unopened, for it may be damaged."""
+    from headwater.buses.embedded.lock import AppenderLock
+
+    aside = next(p for n in itertools.count(1) if not (p := directory.with_name(f"{directory.name}.old{n}")).exists())
+    held = AppenderLock(directory)
+    try:
+        return directory.rename(aside)
+    finally:
+        held.release()
+
+
+def _embedded(assembly: Assembly) -> EmbeddedBus:
+    from headwater.buses.embedded import EmbeddedBus
+    from headwater.errors import ConfigError
+
+    if not isinstance(assembly.bus, EmbeddedBus):
+        raise ConfigError(
+            f"bus {assembly.config.bus.url} is not embedded: it is checked and backed up by its own tools"
+        )
+    return assembly.bus

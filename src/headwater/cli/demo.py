@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headwater.cli.live import screen
 from headwater.cli.start import supervise
 from headwater.config import load
 from headwater.demo.database import Size, make
@@ -86,13 +87,14 @@ def _prepare(demo: Demo) -> None:
 def _stream(demo: Demo, assembly: Assembly) -> dict[str, int] | None:
     """What the application did; None when somebody stopped the demo."""
     with _application(demo) as application:
-        supervise(assembly, follow=True, until=lambda lag: application.poll() is not None and lag == 0)
+        with screen() as show:
+            supervise(assembly, show, follow=True, until=lambda lag: application.poll() is not None and lag == 0)
         if application.poll() is None:
             return None
         output, _ = application.communicate()
         if application.returncode:
             raise ConfigError(f"the demo's application ended with status {application.returncode}")
-    supervise(assembly, follow=False)
+    supervise(assembly, lambda _: None, follow=False)  # what the last look had not shown yet
     acts: dict[str, int] = json.loads(output)
     return acts
 
@@ -101,22 +103,21 @@ def _stream(demo: Demo, assembly: Assembly) -> dict[str, int] | None:
 def _application(demo: Demo) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "headwater.demo.writer", str(demo.database)]
     options = ["--seconds", str(demo.seconds), "--seed", str(demo.seed)]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, start_new_session=True)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _prove(assembly: Assembly) -> bool:
-    from headwater.verify import verify
+    from headwater.cli.proof import comparisons, lines
 
     print("\ncomparing row by row:")
     equal = True
-    for comparison in verify(assembly):
+    for comparison in comparisons(assembly):
         equal = equal and comparison.equal
-        print(f"  {comparison}")
+        print("\n".join(f"  {line}" for line in lines(comparison)), flush=True)
     return equal
 
 

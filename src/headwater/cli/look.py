@@ -17,6 +17,7 @@ from headwater.cli.output import (
     assembled,
     count,
     duration,
+    plain,
     print_json,
     print_table,
     stream_or_sink_names,
@@ -247,3 +248,15 @@ def verify(
       headwater verify
       headwater verify warehouse --json
     """
+    from headwater.cli.proof import comparisons, lines
+
+    equal, report = True, []
+    with assembled(config) as assembly:
+        for comparison in comparisons(assembly, what):
+            equal = equal and comparison.equal
+            report.append(comparison)
+            if not as_json:
+                print("\n".join(lines(comparison)), flush=True)
+    if as_json:
+        print_json([{"equal": comparison.equal, **plain(comparison)} for comparison in report])
+    raise typer.Exit(0 if equal else DIFFERS)

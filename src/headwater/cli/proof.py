@@ -1,13 +1,15 @@
-"""Comparisons as text: one line each, and below it the keys that differ."""
+"""Comparisons: which are made, and how they are shown: one line each, and below it the keys that differ."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from headwater.cli.output import count, plain
 
 if TYPE_CHECKING:
+    from headwater.assembly import Assembly
     from headwater.verify.comparison import Comparison, KeyDifference
 
 SHOWN = 5
@@ -22,6 +24,60 @@ WORDS = {
     "unsettled": "changed meanwhile",
     "unseen_deletes": "deleted unseen",
 }
+
+
+PATIENCE = 60.0
+"""Seconds to wait until a running pipeline has caught up with what the source showed."""
+
+
+def comparisons(assembly: Assembly, what: str | None = None) -> Iterator[Comparison]:
+    """Each stream against its source and in each of its sinks; `what`: one stream or one sink alone."""
+    _must_be_known(assembly, what)
+    for stream in assembly.config.streams:
+        if what in (None, stream):
+            yield _with_source(assembly, stream)
+    for sink in assembly.config.sinks:
+        for stream in assembly.streams_of(sink):
+            if what in (None, stream, sink):
+                yield _with_sink(assembly, stream, sink)
+
+
+def _must_be_known(assembly: Assembly, what: str | None) -> None:
+    from headwater.errors import ConfigError
+
+    known = [*assembly.config.streams, *assembly.config.sinks]
+    if what is not None and what not in known:
+        raise ConfigError(f"there is no stream or sink `{what}`", hint=f"there are {', '.join(known)}")
+
+
+def _with_source(assembly: Assembly, stream: str) -> Comparison:
+    from headwater import figures
+    from headwater.verify import Terms, verify_source
+
+    running = assembly.home is not None and figures.read(assembly.home) is not None
+    terms = Terms(
+        wait=PATIENCE if running else 0.0,
+        deletes_seen=assembly.guarantee(stream).deletes == "seen",
+        progress=lambda text: print(f"  {stream}: {text}", file=sys.stderr),
+    )
+    source = assembly.source(assembly.capture_of(stream))
+    try:
+        mapping = assembly.mapping(stream)
+        return verify_source(assembly.bus, stream, assembly.contract(stream), source, mapping, terms=terms)
+    finally:
+        source.close()
+
+
+def _with_sink(assembly: Assembly, stream: str, sink: str) -> Comparison:
+    from headwater.verify import verify_sink
+
+    target = assembly.sink(sink)
+    try:
+        contract = assembly.contract(stream)
+        target.prepare(contract)
+        return verify_sink(assembly.bus, stream, contract, target)
+    finally:
+        target.close()
 
 
 def lines(comparison: Comparison) -> Iterator[str]:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headwater.cli.output import DIFFERS, FILE, File, Json, assembled, print_json
+from headwater.cli.output import DIFFERS, FILE, File, Json, assembled, count, print_json
 
 if TYPE_CHECKING:
     from headwater.assembly import Assembly
+    from headwater.cli.live import Show
     from headwater.figures import Figures
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s action=%(action)s"
@@ -61,30 +62,30 @@ def run(
       headwater run --json | jq .lag
     """
     _log_to_stderr()
-    with assembled(config, append=True) as assembly:
-        raise typer.Exit(DIFFERS if supervise(assembly, follow=not once, as_json=as_json) else 0)
+    from headwater.cli.live import screen
+
+    with assembled(config, append=True) as assembly, screen(as_json) as show:
+        failed = supervise(assembly, show, follow=not once)
+    raise typer.Exit(DIFFERS if failed else 0)
 
 
-def supervise(
-    assembly: Assembly, *, follow: bool, as_json: bool = False, until: Callable[[int], bool] | None = None
-) -> int:
+def supervise(assembly: Assembly, show: Show, *, follow: bool, until: Callable[[int], bool] | None = None) -> int:
     """Run a pipeline and show it. `until`, asked at each tick with the lag in events, may end it."""
-    from headwater.cli.live import Camera, screen
+    from headwater.cli.live import Camera
     from headwater.runtime import start
 
     supervisor = start(assembly)
     camera = Camera(assembly)
     previous = [signal.signal(number, lambda *_: supervisor.stop()) for number in _STOPPING]
+
+    def tick(figures: Figures) -> None:
+        picture = camera.picture(figures)
+        show(picture)
+        if until is not None and until(picture.lag):
+            supervisor.stop()
+
     try:
-        with screen(as_json) as show:
-
-            def tick(figures: Figures) -> None:
-                picture = camera.picture(figures)
-                show(picture)
-                if until is not None and until(picture.lag):
-                    supervisor.stop()
-
-            return supervisor.run(follow=follow, on_tick=tick)
+        return supervisor.run(follow=follow, on_tick=tick)
     finally:
         for number, handler in zip(_STOPPING, previous, strict=True):
             signal.signal(number, handler)
@@ -125,20 +126,38 @@ def demo(
 
 
 def migrate(
-    database: Annotated[Path, typer.Argument(help="The SQLite database's file.")],
-    sql: Annotated[str, typer.Argument(help="The DDL, e.g. 'ALTER TABLE course DROP COLUMN draft'.")],
+    database: Annotated[str, typer.Argument(help="A source's name in headwater.yaml, a URL, or a file.")],
+    sql: Annotated[str, typer.Argument(help="One or more statements.")],
     config: File = FILE,
 ) -> None:
     """Change a table's schema under Headwater's triggers.
 
-    Lifts the triggers, carries out the DDL, puts them back. SQLite refuses DROP COLUMN while a trigger names
-    the column. All happens in one transaction: other writers wait, and nothing is missed.
+    Lifts the triggers, carries out the statements and puts the triggers back, all in one transaction. SQLite refuses
+    DROP COLUMN while a trigger names the column. Headwater may run meanwhile.
 
     \b
     Examples:
-      headwater migrate lms.db "ALTER TABLE course_overview DROP COLUMN capacity"
+      headwater migrate lms "ALTER TABLE course_overview DROP COLUMN capacity"
+      headwater migrate sqlite:///lms.db "$(cat migration.sql)"
     """
-    raise NotImplementedError
+    from headwater.migrate import migrate as migrated
+
+    done = migrated(*_database(database, sql, config))
+    whose = ", ".join(done.pipelines) or "no pipeline"
+    compared = "; the next run compares the rows" if done.compared else ""
+    print(f"carried out {count(done.statements, 'statement')}; triggers of {whose} are in place{compared}")
+
+
+def _database(name: str, sql: str, config: Path) -> tuple[str, str]:
+    from headwater.config import load
+    from headwater.drivers.sqlite import path_of
+
+    if name.startswith("sqlite:") or Path(name).exists():
+        return name, sql
+    loaded = load(config)
+    if name not in loaded.sources:
+        raise typer.BadParameter(f"`{name}` is no file, no URL, and no source of {config}")
+    return str(path_of(loaded.sources[name].url.get_secret_value(), loaded.directory)), sql
 
 
 def schema(

@@ -169,21 +169,15 @@ class _Comparison:
             if name in new:
                 yield from self._field(type_name, name, spec, new[name])
             elif not spec.optional and spec.default is None:
-                yield self._finding(
-                    "FIELD_REMOVED", name, type_name, None, f"was removed, and v{self._from} requires it"
-                )
+                yield self._finding("FIELD_REMOVED", name, type_name, None, "was required and is gone")
         for name, spec in new.items():
             if name not in old and not spec.optional and spec.default is None:
-                yield self._finding("FIELD_REQUIRED", name, type_name, None, f"is required, and v{self._from} lacks it")
+                yield self._finding("FIELD_REQUIRED", name, type_name, None, "is new and required")
 
     def _field(self, type_name: str | None, name: str, old: FieldSpec, new: FieldSpec) -> Iterator[Finding]:
         for check in _FIELD_CHECKS:
             for rule, attribute, change in check(old, new):
                 yield self._finding(rule, name, type_name, attribute, change)
-
-    @property
-    def _from(self) -> int:
-        return self.old.version
 
     def _whole(self, rule: str, attribute: str, change: str) -> Finding:
         everybody = sorted({c.name for c in (*self.old.consumers, *self.new.consumers)})

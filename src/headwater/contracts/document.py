@@ -60,8 +60,13 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would take for something else than text."""
+
+
 def _resolve(tag: str, pattern: str, first: str) -> None:
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^(?:{pattern})$"), list(first))
+    for either in (_Loader, _Dumper):
+        either.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^(?:{pattern})$"), list(first))
 
 
 # The core schema of YAML 1.2, chapter 10.3.2, and the merge key of 1.1.
@@ -75,6 +80,19 @@ _resolve(
     "-+0123456789.",
 )
 _resolve("merge", r"<<", "<")
+
+
+def write_yaml(data: Any, *, flow: bool = False, width: float = 120) -> str:
+    """Plain data as YAML that every reader of YAML 1.1 or 1.2 understands alike. `flow`: in braces, on one line."""
+    text: str = yaml.dump(
+        data,
+        Dumper=_Dumper,
+        default_flow_style=flow,
+        sort_keys=False,
+        allow_unicode=True,
+        width=float("inf") if flow else width,
+    )
+    return text
 
 
 @dataclass(frozen=True, slots=True)

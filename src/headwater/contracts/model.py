@@ -11,9 +11,9 @@ from decimal import Decimal, InvalidOperation
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from headwater.contracts.document import write_yaml
 from headwater.contracts.types import NUMERIC, FieldType, parse_type
 from headwater.contracts.validation import validated
 from headwater.errors import ContractError
@@ -296,4 +296,4 @@ def dump(contract: Contract) -> str:
         data.setdefault(promise, getattr(contract, promise))
     data["retention"] = contract.retention.spelled
     ordered = {name: data[name] for name in Contract.model_fields if name in data}
-    return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=120)
+    return write_yaml(ordered)

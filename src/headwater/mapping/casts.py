@@ -177,7 +177,7 @@ def _float_to_float(target: pa.DataType) -> Cast:
 
 def _decimal_to_float(target: pa.DataType) -> Cast:
     def cast(array: pa.Array) -> pa.Array:
-        near = array.cast(target)
+        near = array.cast(pa.string()).cast(target)  # Arrow's direct cast is off by one bit for some values
         if not pc.all(pc.fill_null(pc.equal(near.cast(pa.string()).cast(array.type), array), True)).as_py():
             raise pa.ArrowInvalid(f"a value has more digits than {target}")
         return near

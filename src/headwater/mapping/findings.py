@@ -45,6 +45,13 @@ class Findings:
         self._reasons.append(pa.table(columns, names=["field", "expected", "got"]))
         self.bad[rows[fresh]] = True
 
+    def good(self, rows: Rows) -> npt.NDArray[np.bool_] | None:
+        """Which of `rows` have no reason; None where that is all of them."""
+        if not self._rows:
+            return None
+        good: npt.NDArray[np.bool_] = ~self.bad[rows]
+        return None if good.all() else good
+
     def rows(self) -> Rows:
         """The rows with a reason, rising."""
         return np.flatnonzero(self.bad)

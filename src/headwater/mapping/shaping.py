@@ -85,7 +85,7 @@ class Shaping:
         self._report(pending.origin[live], new.faults)
         self._report(pending.origin[live], self._program.check(self._kind, new))
         old = self._old(pending)
-        choice = _Choice.of(pending, self._changed(pending, live, new, old), ~self._findings.bad[pending.origin])
+        choice = _Choice.of(pending, self._changed(pending, live, new, old), self._findings.good(pending.origin))
         choice.place(live, old.place)
         columns = self._columns(choice, new, old.values)
         marker = self._marker(choice, new)
@@ -124,17 +124,16 @@ class Shaping:
             got = fault.got.filter(pa.array(matters))
             self._findings.add(pending.origin[rows[kept]], fault.field, fault.expected, got)
 
-    def _changed(self, pending: Pending, live: Rows, new: Values, old: _Old) -> Mask:
+    def _changed(self, pending: Pending, live: Rows, new: Values, old: _Old) -> Mask | None:
         """The updates whose key is another than before; a key that was not told has not changed."""
-        changed = np.zeros(len(pending.ops), dtype=bool)
         if not self._kind.key or not old.values.columns:
-            return changed
+            return None
         updates = np.flatnonzero(pending.marked(Op.UPDATE) & pending.has_before)
         if not len(updates):
-            return changed
+            return None
         at_new, at_old = _places(live, len(pending.ops))[updates], old.place[updates]
-        known = np.ones(len(updates), dtype=bool)
-        differs = np.zeros(len(updates), dtype=bool)
+        changed = np.zeros(len(pending.ops), dtype=bool)
+        known, differs = np.ones(len(updates), dtype=bool), np.zeros(len(updates), dtype=bool)
         for name in self._kind.key:
             now, then = _taken(new.columns[name], at_new), _taken(old.values.columns[name], at_old)
             unequal = pc.not_equal(now, then)
@@ -196,13 +195,16 @@ class _Choice:
         self._old = rows
 
     @classmethod
-    def of(cls, pending: Pending, changed: Mask, kept: Mask) -> _Choice:
+    def of(cls, pending: Pending, changed: Mask | None, kept: Mask | None) -> _Choice:
+        """`changed`: whose key is another; `kept`: what broke no rule. None: none, and all."""
         count = len(pending.ops)
-        if kept.all() and not changed.any():
+        changed = np.zeros(count, dtype=bool) if changed is None else changed
+        if kept is None and not changed.any():
             rows = np.arange(count, dtype=np.int64)
             straight = not pending.marked(Op.DELETE, Op.TRUNCATE).any()
             return cls(rows, pending.ops, np.zeros(count, dtype=bool), straight=straight)
-        rows = np.repeat(np.arange(count, dtype=np.int64), np.where(kept, 1 + changed, 0))
+        events = 1 + changed.astype(np.int64)
+        rows = np.repeat(np.arange(count, dtype=np.int64), events if kept is None else events * kept)
         second = np.zeros(len(rows), dtype=bool)
         second[1:] = rows[1:] == rows[:-1]
         ops = pending.ops[rows]
@@ -253,7 +255,8 @@ def _nullable(places: Rows) -> pa.Array:
 
 
 def _taken(array: pa.Array, rows: Rows) -> pa.Array:
-    if len(rows) == len(array) and (not len(rows) or bool((rows == np.arange(len(rows))).all())):
+    """The rows with these numbers, which rise."""
+    if len(rows) == len(array):
         return array
     return array.take(pa.array(rows))
 

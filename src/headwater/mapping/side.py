@@ -26,16 +26,13 @@ class Side:
         self.unknown = unknown or {}
 
     def take(self, rows: Rows) -> Side:
-        if len(rows) == self.count and _is_all(rows):
+        """The rows with these numbers, which rise."""
+        if len(rows) == self.count:
             return self
         indices = pa.array(rows)
         columns = {name: column.take(indices) for name, column in self.columns.items()}
         unknown = {name: mask[rows] for name, mask in self.unknown.items()}
         return Side(columns, len(rows), {name: mask for name, mask in unknown.items() if mask.any()})
-
-
-def _is_all(rows: Rows) -> bool:
-    return not len(rows) or bool(rows[0] == 0 and rows[-1] == len(rows) - 1 and (np.diff(rows) == 1).all())
 
 
 def side_of(state: pa.StructArray, names: tuple[str, ...]) -> Side:

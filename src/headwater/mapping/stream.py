@@ -283,14 +283,16 @@ class StreamMapping:
     ) -> Shaped:
         if self._function is None:
             self._note_invalid_fields(kind, changes, pending, findings)
-            if findings:
-                pending = pending.take(np.flatnonzero(~findings.bad[pending.origin]))
+            if (good := findings.good(pending.origin)) is not None:
+                pending = pending.take(np.flatnonzero(good))
         shaping = Shaping(program, kind, findings, before=self._plan.config.before)
         shaped, new = shaping.events(changes.data, pending)
         self._refuse_duplicates(kind, changes, pending, new)
         return shaped
 
     def _note_invalid_fields(self, kind: TypeProgram, changes: Changes, pending: Pending, findings: Findings) -> None:
+        if "_invalid" not in changes.data.schema.names:
+            return
         deleted = pending.marked(Op.DELETE)
         for rows, readers in ((~deleted, kind.reads), (deleted, kind.at_delete)):
             mask = np.zeros(len(changes), dtype=bool)

@@ -6,8 +6,7 @@ import json
 import textwrap
 from collections.abc import Iterator
 
-import yaml
-
+from headwater.contracts.document import write_yaml
 from headwater.scaffold.plan import Plan, PlannedField, PlannedStream, Withheld
 
 WIDTH = 118
@@ -37,6 +36,8 @@ def configuration(plan: Plan, *, pipeline: str, url: str) -> str:
 def _stream(stream: PlannedStream) -> Iterator[str]:
     config = stream.config
     yield from comment(stream.choice.why, indent=2)
+    if config.pattern == "query":
+        yield from comment(" ".join(stream.guarantee.notes), indent=2)
     yield f"  {stream.naming.stream}:  # contract: contracts/{stream.naming.stream}.yaml"
     yield f"    source: {config.source}"
     yield f"    table: {scalar(config.table or '')}"
@@ -51,6 +52,7 @@ def _stream(stream: PlannedStream) -> Iterator[str]:
         yield f"    key: {flow(list(config.key))}  # the table has no primary key, but these are unique"
     if config.fields:
         yield from wrapped_flow("    fields: ", config.fields)
+    yield from _withheld(stream)
 
 
 def _skipped(plan: Plan) -> Iterator[str]:
@@ -75,8 +77,8 @@ def contract(stream: PlannedStream) -> str:
     """contracts/<stream>.yaml."""
     given = stream.guarantee
     lines = [
-        f"# What `{stream.naming.stream}` promises. For now it says what the table says, and `headwater check`",
-        "# goes on warning until names or descriptions are those of the domain. Then: `headwater contract accept`.",
+        "# A first draft: it says no more than the database did, and `headwater check` warns until it says it in words",
+        "# of the domain, for its readers. `headwater contract accept` then makes it a version that never changes.",
         f"stream: {stream.naming.stream}",
         "version: 1",
         'description: ""',
@@ -88,10 +90,7 @@ def contract(stream: PlannedStream) -> str:
         f"changes: {given.changes}",
         f"deletes: {given.deletes}",
     ]
-    for note in given.notes:
-        lines += comment(note)
     lines += ["retention: forever", "fields:", *(_field(planned) for planned in stream.fields)]
-    lines += _withheld(stream)
     return "\n".join(lines) + "\n"
 
 
@@ -106,18 +105,18 @@ def _field(planned: PlannedField) -> str:
 
 
 def _withheld(stream: PlannedStream) -> Iterator[str]:
+    """Kept out of the contract's file: what is withheld is nothing for its readers to know."""
+    if not stream.withheld:
+        return
+    advice = (
+        "Withheld, going by their names. To publish one, copy its line to `fields:` of the contract; "
+        "`hash(column)` or `mask(column)` under `fields:` here publishes less than the value."
+    )
+    yield from comment(advice, indent=4)
     for kind, words in (("secret", "looks like a secret"), ("personal", "looks personal")):
-        columns = [withheld for withheld in stream.withheld if withheld.kind == kind]
-        if columns:
-            yield f"  # Withheld, because the name {words}. To publish one, uncomment its line"
-            yield from comment(_advice(kind), indent=2)
-            yield from (_withheld_line(column) for column in columns)
-
-
-def _advice(kind: str) -> str:
-    if kind == "secret":
-        return "(there is hardly ever a reason to)."
-    return "(and `hash(column)` or `mask(column)` under `fields:` in headwater.yaml publishes less than the value)."
+        for withheld in stream.withheld:
+            if withheld.kind == kind:
+                yield f"    #   {_withheld_line(withheld)}  # {words}"
 
 
 def _withheld_line(withheld: Withheld) -> str:
@@ -126,8 +125,8 @@ def _withheld_line(withheld: Withheld) -> str:
         attributes["optional"] = True
     attributes["pii"] = "sensitive" if withheld.kind == "secret" else "personal"
     renamed = withheld.name != withheld.column
-    also = f"  # and in headwater.yaml: {flow({withheld.name: withheld.column})}" if renamed else ""
-    return f"  # {withheld.name}: {flow(attributes)}{also}"
+    also = f", and here {flow({withheld.name: withheld.column})}" if renamed else ""
+    return f"{withheld.name}: {flow(attributes)}{also}"
 
 
 def vocabulary(plan: Plan) -> str:
@@ -147,14 +146,12 @@ def vocabulary(plan: Plan) -> str:
 
 def scalar(value: str) -> str:
     """Text as YAML 1.1 and 1.2 both read it as text."""
-    dumped: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
-    text = dumped.removesuffix("\n").removesuffix("\n...")
+    text = write_yaml(value, flow=True).removesuffix("\n").removesuffix("\n...")
     return json.dumps(value, ensure_ascii=False) if "\n" in text else text
 
 
 def flow(value: object) -> str:
-    dumped: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6)
-    return dumped.strip()
+    return write_yaml(value, flow=True).strip()
 
 
 def wrapped_flow(head: str, mapping: dict[str, str]) -> Iterator[str]:

@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from headwater.config import SinkBatch, SinkConfig
 from headwater.contracts.types import FieldType
 from headwater.errors import Busy, ConfigError, HeadwaterError, MissingExtra, NotConnected, SinkError
 from headwater.faults import failpoint
-from headwater.model import Op
 from headwater.sinks import duckdb_types as types
 from headwater.sinks import upsert
 from headwater.sinks.tables import Refused, TableSink
@@ -385,6 +383,3 @@ def _completed(name: str, lacking: bool) -> str:
     if not lacking:
         return f"b.{quoted(name)}"
     return f"CASE WHEN b.{quoted('_lacks_' + name)} THEN t.{quoted(name)} ELSE b.{quoted(name)} END AS {quoted(name)}"
-
-
-__all__ = ["BATCH", "DuckDB", "Op", "open_sink", "pc"]

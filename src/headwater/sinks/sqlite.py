@@ -18,11 +18,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headwater.config import ConfigError, SinkBatch, SinkConfig
+from headwater.config import SinkBatch, SinkConfig
 from headwater.contracts.types import FieldType
 from headwater.drivers.sqlite import Connection, ConstraintError, StatementError
 from headwater.drivers.sqlite_errors import FULL
-from headwater.errors import NotConnected, SinkError
+from headwater.errors import ConfigError, NotConnected, SinkError
 from headwater.faults import failpoint
 from headwater.sinks import sqlite_types as types
 from headwater.sinks import upsert
@@ -282,7 +282,7 @@ class SQLite:
             raise SinkError(
                 f"{self._path}: table {table.name} holds values that Headwater did not write: "
                 f"{batch.column('_invalid').drop_null()[0].as_py()[0]}",
-                hint=f"`headwater sink rebuild` fills it again",
+                hint="`headwater sink rebuild` fills it again",
             )
         array, parsed = batch.column(field.name), _type(table, field.name)
         if parsed.name in types.FLOATS:

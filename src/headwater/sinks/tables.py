@@ -7,25 +7,24 @@ else, from the cursor's compare-and-set to what happens when a unique index obje
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from headwater.config import SinkConfig
-from headwater.contracts.model import Contract, FieldSpec
-from headwater.contracts.types import FieldType, parse_type
+from headwater.contracts.model import Contract
+from headwater.contracts.types import FieldType
 from headwater.errors import RowRefused, SinkError
 from headwater.faults import failpoint
-from headwater.mapping import unchanged as marks
 from headwater.mapping.evolve import conform, default_scalar
 from headwater.mapping.fold import fold
-from headwater.model import TIMESTAMP, Cursor, Events
+from headwater.model import Cursor, Events
 from headwater.protocols import Guarantee, SinkState
-from headwater.sinks import placing
+from headwater.sinks import placing, shaping
 from headwater.sinks.books import STREAMS, Books, Entry, Transaction
 from headwater.sinks.options import Options
 from headwater.sinks.upsert import Table, quoted
@@ -93,17 +92,7 @@ class TableSink:
 
     def prepare(self, contract: Contract) -> None:
         table = Table(contract, self._config.mode, self._config.deletes == "soft")
-        if table.current and not contract.key:
-            raise SinkError(
-                f"sink {self.name}, stream {contract.stream}: `mode: current` needs a contract with a key",
-                hint="give the contract a `key`, or write the stream to a sink of `mode: history`",
-            )
-        if table.current and contract.types:
-            raise SinkError(
-                f"sink {self.name}, stream {contract.stream}: its contract has several event types, whose sequence "
-                "has no current state",
-                hint="write the stream to a sink of `mode: history`",
-            )
+        shaping.check_keyed(self.name, table)
         with self._database.transaction() as transaction:
             self._books.create(transaction)
             entry = self._books.entry(transaction, table.name)
@@ -137,14 +126,7 @@ class TableSink:
                 f"sink {self.name}: table `{table.name}` of stream {stream} was dropped behind Headwater's back",
                 hint=f"`headwater sink rebuild {self.name} {stream}` makes and fills it again",
             )
-        expected = (table.mode, table.soft if table.current else entry.soft, table.key)
-        found = (entry.mode, entry.soft, entry.key)
-        if expected != found:
-            raise SinkError(
-                f"sink {self.name}, stream {stream}: mode, soft deletes and key are {expected} now, and the table was "
-                f"made for {found}",
-                hint=f"`headwater sink rebuild {self.name} {stream}` makes the table anew",
-            )
+        shaping.check_same(self.name, table, (entry.mode, entry.soft, entry.key))
         if entry.version <= table.contract.version:
             self._evolve(transaction, table, entry)
 
@@ -154,19 +136,9 @@ class TableSink:
             if name not in entry.fields:
                 default = None if spec.default is None else default_scalar(spec)
                 self._database.add_column(transaction, table, name, default)
-            elif str(spec.parsed) != entry.fields[name]:
-                self._check_widening(table, name, spec, parse_type(entry.fields[name]))
-                self._database.widen(transaction, table, name)
+        for name in shaping.check_widening(self.name, table.contract, entry.fields):
+            self._database.widen(transaction, table, name)
         self._books.renew(transaction, table)
-
-    def _check_widening(self, table: Table, name: str, spec: FieldSpec, old: FieldType) -> None:
-        if not widens(old, spec.parsed):
-            raise SinkError(
-                f"sink {self.name}, stream {table.contract.stream}, field `{name}`: the table holds {old}, which does "
-                f"not widen to {spec.parsed}",
-                hint=f"use a new field, or make the table anew with `headwater sink rebuild {self.name} "
-                f"{table.contract.stream}`",
-            )
 
     # the cursor
 
@@ -208,7 +180,7 @@ class TableSink:
     # writing
 
     def write(self, events: Events) -> None:
-        table = self._table(events)
+        table = shaping.check_version(self.name, self._tables.get(events.stream), events)
         try:
             self._write_whole(table, events)
         except Refused as refusal:
@@ -256,23 +228,11 @@ class TableSink:
         if events.cursor is not None:
             self._note(events.stream, events.cursor)
 
-    def _table(self, events: Events) -> Table:
-        table = self._tables.get(events.stream)
-        if table is None:
-            raise SinkError(f"sink {self.name}: stream {events.stream} was not prepared", hint="call `prepare` first")
-        if events.version > table.contract.version:
-            raise SinkError(
-                f"sink {self.name}, stream {events.stream}: events of contract version {events.version} arrive, and "
-                f"the table has the shape of version {table.contract.version}",
-                hint="restart the sink, so that it learns the newer contract",
-            )
-        return table
-
     def _apply(self, transaction: Any, table: Table, events: Events) -> placing.WATERMARK | None:
         """Returns the floor that holds afterwards."""
         data = conform(events.data, table.contract, events.type)
         if not table.current:
-            self._database.append(transaction, table, _history(table, data, events))
+            self._database.append(transaction, table, shaping.history(table, data, events))
             return None
         floor = self._floors[events.stream]
         if floor is not None:
@@ -282,7 +242,7 @@ class TableSink:
             floor, data = truncation, data.slice(1)
             self._truncate(transaction, table, floor)
         deleted = placing.deletes(data)
-        self._database.delete(transaction, table, _deleted(table, data.filter(deleted)))
+        self._database.delete(transaction, table, shaping.deleted(table, data.filter(deleted)))
         failpoint("sink.write.after_deletes")
         self._upsert(transaction, table, data.filter(pc.invert(deleted)), events)
         self._expire(transaction, table)
@@ -295,21 +255,21 @@ class TableSink:
 
     def _upsert(self, transaction: Any, table: Table, data: pa.RecordBatch, events: Events) -> None:
         if "_unchanged" not in data.schema.names:
-            self._database.upsert(transaction, table, _rows(table, data))
+            self._database.upsert(transaction, table, shaping.rows(table, data))
             return
         partial = pc.greater(pc.fill_null(pc.list_value_length(data.column("_unchanged")), 0), 0)
-        self._database.upsert(transaction, table, _rows(table, data.filter(pc.invert(partial))))
+        self._database.upsert(transaction, table, shaping.rows(table, data.filter(pc.invert(partial))))
         self._patch(transaction, table, data.filter(partial), events)
 
     def _patch(self, transaction: Any, table: Table, data: pa.RecordBatch, events: Events) -> None:
-        missing = lacking(data, list(table.contract.fields))
-        homeless = self._database.patch(transaction, table, _rows(table, data), missing)
+        missing = shaping.lacking(data, list(table.contract.fields))
+        homeless = self._database.patch(transaction, table, shaping.rows(table, data), missing)
         if not len(homeless):
             return
         row = homeless[0].as_py()
         names = [name for name, lacks in missing.items() if lacks[row].as_py()]
         raise RowRefused(
-            f"sink {self.name}, {placing.named_row(_with(events, data), table.key, row)}: the event does not carry "
+            f"sink {self.name}, {placing.named_row(replace(events, data=data), table.key, row)}: the event does not carry "
             f"{', '.join(names)}, and table `{table.name}` has no row of that key to keep them from",
             hint=f"the sink lacks earlier events: `headwater sink rebuild {self.name} {events.stream}`",
         )
@@ -324,95 +284,17 @@ class TableSink:
 
     def state(self, stream: str) -> SinkState:
         reading = self._read(stream)
-        return SinkState(next(reading), reading)  # type: ignore[arg-type]
+        return SinkState(next(reading), reading)
 
-    def _read(self, stream: str) -> Iterator[Cursor | None | pa.RecordBatch]:
+    def _read(self, stream: str) -> Iterator[Cursor | pa.RecordBatch | None]:
         """The cursor, then the rows: one generator, so that whoever drops it closes the transaction."""
         with self._database.snapshot() as transaction:
             yield self._books.cursor(transaction, stream)
             table = self._tables.get(stream)
             if table is None:
-                raise SinkError(f"sink {self.name}: stream {stream} was not prepared", hint="call `prepare` first")
+                raise shaping.unprepared(self.name, stream)
             if transaction.has(STREAMS) and transaction.has(table.name):
                 yield from self._database.read(transaction, table)
 
     def close(self) -> None:
         self._database.close()
-
-
-def widens(old: FieldType, new: FieldType) -> bool:
-    """Whether each value of `old` is a value of `new`, and the same one."""
-    if old == new or (old.name, new.name) in _WIDER:
-        return True
-    if new.name == "decimal" and old.name in ("decimal", *_DIGITS):
-        digits = _DIGITS.get(old.name, old.precision - old.scale)
-        return new.scale >= old.scale and new.precision - new.scale >= digits
-    if old.name == new.name and old.names == new.names and len(old.items) == len(new.items) > 0:
-        return all(map(widens, old.items, new.items))
-    return False
-
-
-_WIDER = {("int32", "int64"), ("int32", "float64"), ("float32", "float64")}
-_DIGITS = {"int32": 10, "int64": 19}
-
-
-def lacking(data: pa.RecordBatch, fields: list[str]) -> dict[str, pa.Array]:
-    """For each field that some row does not carry: which rows."""
-    found = marks.pairs(data.column("_unchanged"))
-    masks = {}
-    for ordinal in np.unique(found.ordinals).tolist():
-        mask = np.zeros(data.num_rows, dtype=bool)
-        mask[found.rows[found.ordinals == ordinal]] = True
-        masks[fields[ordinal]] = pa.array(mask)
-    return masks
-
-
-def _with(events: Events, data: pa.RecordBatch) -> Events:
-    return Events(events.stream, events.version, data)
-
-
-def _rows(table: Table, data: pa.RecordBatch) -> pa.RecordBatch:
-    """Live rows in the table's shape."""
-    constants = {"_deleted": pa.scalar(False), "_deleted_at": pa.scalar(None, TIMESTAMP)}
-    arrays = [
-        pa.repeat(constants[name], data.num_rows) if name in constants else data.column(name)
-        for name in table.columns.names
-    ]
-    return pa.RecordBatch.from_arrays(arrays, schema=_as_found(table.columns, arrays))
-
-
-def _deleted(table: Table, data: pa.RecordBatch) -> pa.RecordBatch:
-    """Keys and orders of deletes, and when they happened."""
-    names = [*table.key, *placing.ORDER]
-    at = pc.fill_null(data.column("_time"), pa.scalar(int(time.time() * 1e6), data.column("_time").type))
-    arrays = [*(data.column(name) for name in names), at]
-    return pa.RecordBatch.from_arrays(arrays, names=[*names, "_at"])
-
-
-def _as_found(schema: pa.Schema, arrays: Iterable[pa.Array]) -> pa.Schema:
-    return pa.schema([field.with_type(array.type) for field, array in zip(schema, arrays, strict=True)])
-
-
-def _history(table: Table, data: pa.RecordBatch, events: Events) -> pa.RecordBatch:
-    """Every event in the shape of a history table; fields of other event types are null."""
-    rows = data.num_rows
-    given = {name: data.column(name) for name in data.schema.names}
-    given["_offset"] = events.offsets if events.offsets is not None else pa.nulls(rows, pa.uint64())
-    given["_unchanged"] = _unchanged_names(table, data, events.type)
-    if events.type is not None:
-        given["type"] = pa.repeat(pa.scalar(events.type), rows)
-    arrays = [given[f.name] if f.name in given else pa.nulls(rows, f.type) for f in table.columns]
-    return pa.RecordBatch.from_arrays(arrays, schema=_as_found(table.columns, arrays))
-
-
-def _unchanged_names(table: Table, data: pa.RecordBatch, type_name: str | None) -> pa.Array:
-    if "_unchanged" not in data.schema.names:
-        return pa.nulls(data.num_rows, pa.string())
-    marker = data.column("_unchanged")
-    names = pa.array(list(table.contract.shape(type_name)))
-    found = marks.pairs(marker)
-    lengths = pc.fill_null(pc.list_value_length(marker), 0).to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    lists = pa.ListArray.from_arrays(pa.array(offsets), names.take(pa.array(found.ordinals)))
-    text = pc.binary_join(lists, ",")
-    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)

@@ -153,19 +153,21 @@ class _Reader:
         return self._classified(comparison)
 
     def _read_again(self, comparison: Comparison) -> Comparison:
-        unsettled = "true"
-        while self._found(unsettled):
+        self._unsettle("true")
+        while self._found("_class = 'unsettled'"):
             self.tables.db.execute("CREATE OR REPLACE TABLE earlier AS FROM found")
             if self._poll(partial(_polls_to_go, self.bus.position(self.source.name))):
-                comparison.reason = f"no two polls of the pipeline ended within {self.terms.wait:g} s"
+                comparison.reason = f"what is unsettled had not seen two more polls after {self.terms.wait:g} s"
                 break
             comparison = Comparison(comparison.stream, comparison.against, at="now")
             self.tables.clear()
             self._read_source(comparison.stream)
             self._read_stream(comparison, None)
-            unsettled = self._not_as("earlier")
-        self.tables.db.execute(f"UPDATE found SET _class = 'unsettled' WHERE {unsettled}")
+            self._unsettle(self._not_as("earlier"))
         return comparison
+
+    def _unsettle(self, condition: str) -> None:
+        self.tables.db.execute(f"UPDATE found SET _class = 'unsettled' WHERE {condition}")
 
     def _found(self, condition: str = "true") -> bool:
         return bool(self.tables.one(f"SELECT count(*) FROM found WHERE {condition}"))

@@ -253,7 +253,7 @@ def _full(connection: Connection, what: str, stream: str | None) -> BusFull:
     if held:
         group, name, offset, head = held[0]
         blame = f"; group `{group}` has read `{name}` up to {offset} of {head}"
-        hint = f"let it go on, or let retention pass it: `headwater bus release {group} {name}`; or raise the limit"
+        hint = f"let it go on, or release it: `headwater bus release {group} --stream {name}`; or raise the limit"
     else:
         blame, hint = "", "raise the limit, or give the contract a `retention` that drops: `compacted` or `age`"
     return BusFull(f"{what}; nothing was appended and nothing dropped{blame}", hint=hint)

@@ -141,7 +141,7 @@ def held_back(connection: Connection, now: int) -> list[Held]:
         due = {"stream": stream.id, "due": now - int((retention.age or 0) * 1e6)}
         for group, place, committed, unread, nbytes in connection.execute(_WAITING, due):
             since = None if committed is None else streams.to_time(committed)
-            command = f"headwater bus release {group} {stream.name}"
+            command = f"headwater bus release {group} --stream {stream.name}"
             if nbytes:
                 found.append(Held(group, stream.name, place, unread, nbytes, since, command))
     return found

@@ -8,6 +8,7 @@ passes over the window once more and finds nothing there that it has had.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,23 +17,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headwater.errors import SourceError
+from headwater.mapping.hashing import hash_rows
 from headwater.sources.query.position import Place
-from headwater.sources.query.rows import Part
-from headwater.sources.query.window import Window
+from headwater.sources.query.rows import SEED, Part
+from headwater.sources.query.window import Window, joined
 
 
 @dataclass(frozen=True, slots=True)
 class LookBack:
-    """`span`: the distance on the number line; `rows`: how many rows may be remembered for it."""
+    """`span`: the distance on the number line, if the cursor is `measured`; `rows`: how many may lie within."""
 
     span: int
     rows: int
+    measured: bool
     stream: str
 
     def check(self, window: Window) -> None:
-        if len(window) > self.rows:
+        self.check_count(len(window))
+
+    def check_count(self, count: int) -> None:
+        if count > self.rows:
             raise SourceError(
-                f"stream {self.stream}: {len(window)} rows lie within the look-back window, at most {self.rows} may",
+                f"stream {self.stream}: {count} rows lie within the look-back window, at most {self.rows} may",
                 hint="raise `look_back_rows`, or lower `look_back` (`look_back_ids` for ids)",
             )
 
@@ -55,11 +61,14 @@ class Pass:
         self._look_back = look_back
         self._rest = place.window
         self._log = _Log()
+        self.met = False
+        """Whether there was any row at all."""
         self.went_back = False
         """Whether a cursor was lower than one before it, although the database sorts it behind."""
 
     def take(self, part: Part) -> Part:
         """The part's rows that are new; `place` is then behind it, but for the number of the commit."""
+        self.met = True
         seen = part.seen()
         new = part.where(pc.invert(self._rest.knows(seen.idents, seen.rows)))
         self._remember(part, seen)
@@ -68,17 +77,16 @@ class Pass:
             known = self.place.high
             self.place = dataclasses.replace(self.place, high=high if known is None else max(high, known))
         self._move_anchor()
-        window = self._rest.plus(self._log.seen)
+        window = self._rest.plus(self._log.seen.newest())
         self._look_back.check(window)
         self.place = dataclasses.replace(self.place, window=window)
         return new
 
     def finish(self) -> None:
         """At the end of the pass: what was not met any more is gone, or lies elsewhere."""
-        self.place = dataclasses.replace(self.place, window=self._log.seen)
+        self.place = dataclasses.replace(self.place, window=self._log.seen.newest())
 
     def _remember(self, part: Part, seen: Window) -> None:
-        """A row that moved while the pass was under way counts where it is now; its old hash must not stay."""
         self._rest = self._rest.without(seen.idents)
         log = self._log
         self._note_order(part.marks)
@@ -110,12 +118,16 @@ class Pass:
 
     def _floor(self, anchor: tuple[Any, ...], row: int) -> Any:
         """The last cursor value before the new anchor that differs from it."""
+        wanted = None
         for start, part in reversed(self._log.parts):
-            cursors, last = part.by[0], row - start
-            for index in range(min(last, len(part) - 1), -1, -1):
-                value = part.at(index)[0]
-                if value != anchor[0]:
-                    return value
+            cursors = part.by[0].slice(0, max(row - start + 1, 0))
+            if not len(cursors):
+                continue
+            hashes = hash_rows([cursors], SEED)
+            wanted = hashes[-1] if wanted is None else wanted
+            others = np.flatnonzero(pc.not_equal(hashes, wanted).to_numpy(zero_copy_only=False))
+            if len(others):
+                return part.at(int(others[-1]))[0]
         old = self.place.anchor
         return self.place.floor if old is None or old[0] == anchor[0] else old[0]
 
@@ -123,3 +135,37 @@ class Pass:
         log = self._log
         log.seen, log.marks = log.seen.since(count), log.marks.slice(count)
         log.parts = [(start - count, part) for start, part in log.parts if start - count + len(part) > 0]
+
+
+def behind(newest: Iterable[Part], look_back: LookBack) -> Place:
+    """Where polls are to begin, from the rows with the highest cursors down: high, anchor, mark, floor, window."""
+    place, kept, count = Place(), [], 0
+    for part in newest:
+        if place.high is None:
+            place = dataclasses.replace(place, high=pc.max(part.marks).as_py())
+        row = _first_outside(part, place.high, look_back.span)
+        within = len(part) if row is None else row
+        kept.append(part.where(pa.array(np.arange(len(part)) < within)).seen())
+        count += within
+        look_back.check_count(count)
+        if row is not None:
+            place = dataclasses.replace(
+                place, anchor=part.at(row), mark=part.marks[row].as_py(), floor=_lower(part, row)
+            )
+            break
+    return dataclasses.replace(place, window=joined(kept))
+
+
+def _first_outside(part: Part, high: int | None, span: int) -> int | None:
+    """The first row, from the highest cursor down, that the look-back does not reach."""
+    if high is None:
+        return None
+    places = np.flatnonzero(pc.fill_null(pc.less_equal(part.marks, high - span), False).to_numpy(zero_copy_only=False))
+    return int(places[0]) if len(places) else None
+
+
+def _lower(part: Part, row: int) -> Any:
+    """A cursor value below that of a row, if the part shows one."""
+    lower = pc.fill_null(pc.less(part.marks, part.marks[row]), False)
+    places = np.flatnonzero(lower.to_numpy(zero_copy_only=False))
+    return part.at(int(places[0]))[0] if len(places) else None

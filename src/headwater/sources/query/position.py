@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,7 +117,8 @@ def _parsed(value: Any) -> Any:
     if value is None:
         return None
     kind, text = value
-    return {"b": base64.b64decode, "f": float.fromhex, "i": int, "s": str}[kind](text)
+    parsers: dict[str, Callable[[str], Any]] = {"b": base64.b64decode, "f": float.fromhex, "i": int, "s": str}
+    return parsers[kind](text)
 
 
 def raw(scalar: pa.Scalar) -> Any:

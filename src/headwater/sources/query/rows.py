@@ -22,7 +22,7 @@ from headwater.protocols import Capture
 from headwater.sources.query.position import raw
 from headwater.sources.query.window import Window
 
-_SEED = b"query look-back "
+SEED = b"query look-back "
 _ALL = 2**63 - 1
 
 
@@ -60,8 +60,8 @@ class Part:
 
     def seen(self) -> Window:
         """The rows as the look-back window remembers them."""
-        idents = hash_rows(self.identity, _SEED)
-        return Window(idents, hash_rows(self.compared, _SEED) if self.compared else idents)
+        idents = hash_rows(self.identity, SEED)
+        return Window(idents, hash_rows(self.compared, SEED) if self.compared else idents)
 
 
 def _filtered(arrays: Sequence[pa.Array], keep: pa.Array) -> tuple[pa.Array, ...]:
@@ -197,7 +197,7 @@ class CapturedRows:
         return self._key == (STORED,) or any(set(key) <= set(self._key) for key in keys if key)
 
     def _check_identity(self, part: Part) -> None:
-        if pc.count_distinct(hash_rows(part.identity, _SEED)).as_py() < len(part):
+        if pc.count_distinct(hash_rows(part.identity, SEED)).as_py() < len(part):
             raise SourceError(
                 f"stream {self._capture.stream}: rows of {self._capture.table} have the same key"
                 f" ({', '.join(self._capture.key)})",

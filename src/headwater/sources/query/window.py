@@ -6,8 +6,10 @@ has seen there is remembered by two hashes a row, of what identifies it and of a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -46,6 +48,16 @@ class Window:
         kept = self.without(other.idents)
         return Window(pa.concat_arrays([kept.idents, other.idents]), pa.concat_arrays([kept.rows, other.rows]))
 
+    def newest(self) -> Window:
+        """One entry for each row: the last, for a row that was read twice because it moved meanwhile."""
+        if pc.count_distinct(self.idents).as_py() == len(self):
+            return self
+        backwards = pa.array(np.arange(len(self) - 1, -1, -1))
+        idents = self.idents.take(backwards)
+        first = pc.index_in(idents, value_set=idents).to_numpy() == np.arange(len(self))
+        keep = pa.array(first[::-1])
+        return self.where(keep)
+
     def since(self, start: int) -> Window:
         return Window(self.idents.slice(start), self.rows.slice(start))
 
@@ -59,6 +71,13 @@ class Window:
     def from_bytes(cls, data: bytes) -> Window:
         half = len(data) // 2
         return cls(_hashes(data[:half]), _hashes(data[half:]))
+
+
+def joined(windows: Sequence[Window]) -> Window:
+    """Windows of different rows as one."""
+    if not windows:
+        return Window()
+    return Window(pa.concat_arrays([w.idents for w in windows]), pa.concat_arrays([w.rows for w in windows]))
 
 
 def _bytes(hashes: pa.Array) -> bytes:

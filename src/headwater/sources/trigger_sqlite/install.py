@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from headwater.drivers.sqlite import Connection, quoted
+from headwater.drivers.sqlite import Connection, StatementError, quoted
 from headwater.errors import SourceError
 from headwater.faults import failpoint
 from headwater.sources.trigger_sqlite import sql
@@ -22,6 +23,8 @@ from headwater.sources.trigger_sqlite.shape import Shape, shape_of
 from headwater.sources.trigger_sqlite.sql import Layout
 
 FORMAT = "1"
+READONLY = 8
+"""https://www.sqlite.org/rescode.html#readonly"""
 WIDEST = 900
 """Stored columns of one table; the change table has two slots for each, and SQLite allows 2,000 columns."""
 
@@ -96,15 +99,45 @@ def arrange(connection: Connection, names: Names, wanted: Mapping[str, frozenset
         plan = _plan(connection, names, wanted)
     if not plan.differs:
         return plan.arrangement
-    with connection.transaction("IMMEDIATE"):
-        plan = _plan(connection, names, wanted)
-        marker = _carry_out(connection, names, plan)
-        repairs = {**plan.found.repairs, **dict.fromkeys(plan.holed, marker)}
-        _write_meta(connection, names, plan, repairs)
+    with _explained(connection), connection.transaction("IMMEDIATE"):
+        arrangement = _made(connection, names, _plan(connection, names, wanted))
         failpoint("trigger.install.before_commit")
-        version = connection.schema_version()
     failpoint("trigger.install.after_commit")
-    return dataclasses.replace(plan.arrangement, marker=marker, repairs=repairs, schema_version=version)
+    return arrangement
+
+
+@contextmanager
+def _explained(connection: Connection) -> Iterator[None]:
+    try:
+        yield
+    except StatementError as error:
+        if error.code & 0xFF != READONLY:
+            raise
+        raise SourceError(
+            f"{connection.path} cannot be written: triggers cannot be made",
+            hint="give this user write permission on the file and its folder, or use `pattern: query`, which only reads",
+        ) from error
+
+
+def lift(connection: Connection, names: Names) -> Found:
+    """Drop the triggers for a change of the schema, inside the caller's transaction; `relay` makes them again."""
+    found = find(connection, names)
+    for name in found.present:
+        connection.execute(f"DROP TRIGGER {quoted(name)}")
+    return found
+
+
+def relay(connection: Connection, names: Names, lifted: Found, *, complete: bool) -> Arrangement:
+    """Make triggers again for the tables and columns that are left. `complete`: no row was changed meanwhile."""
+    wanted = {table: _left(connection, table, lifted.layouts[number]) for table, number in lifted.active.items()}
+    plan = _plan(connection, names, {table: columns for table, columns in wanted.items() if columns is not None})
+    plan = dataclasses.replace(plan, holed=frozenset() if complete else plan.holed)
+    return _made(connection, names, plan)
+
+
+def _left(connection: Connection, table: str, layout: Layout) -> frozenset[str] | None:
+    present = {row[1] for row in connection.execute(f"PRAGMA table_xinfo({quoted(table)})")}
+    return frozenset(present.intersection(layout.columns)) if present else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +226,14 @@ def _whole(names: Names, found: Found, shape: Shape, layout: Layout, table: str)
 
 def _fits(layout: Layout, shape: Shape) -> bool:
     return all(column in shape.columns for column in layout.columns if column)
+
+
+def _made(connection: Connection, names: Names, plan: _Plan) -> Arrangement:
+    marker = _carry_out(connection, names, plan)
+    repairs = {**plan.found.repairs, **dict.fromkeys(plan.holed, marker)}
+    _write_meta(connection, names, plan, repairs)
+    version = connection.schema_version()
+    return dataclasses.replace(plan.arrangement, marker=marker, repairs=repairs, schema_version=version)
 
 
 def _carry_out(connection: Connection, names: Names, plan: _Plan) -> int:

@@ -73,7 +73,7 @@ def read_chunk(
     bound |= {f"e{i}": value for i, value in enumerate(end or ())}
     unchanged = changed.sql if changed is not None else None
     statements = [chunk_sql(shape, target.names, unchanged, behind=after is not None, bounded=end is not None)]
-    if end is None:
+    if end is None and after is not None:  # without any bound, the one statement has read them
         statements += filter(None, [keyless_sql(shape, target.names, unchanged)])
     if changed is not None:
         bound["since"] = changed.since

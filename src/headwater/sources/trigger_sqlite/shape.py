@@ -23,10 +23,10 @@ class Part:
     collation: str = ""
     nullable: bool = True
 
-    def same(self, left: str, right: str) -> str:
-        """SQL: whether two values are the same to this key. `left` and `right` are SQL."""
+    def same(self, left: str, right: str, *, null: bool = True) -> str:
+        """SQL: whether two values are the same to this key; and whether two NULLs are. `left` and `right` are SQL."""
         collate = f" COLLATE {quoted(self.collation)}" if self.collation else ""
-        return f"{left} {'IS' if self.nullable else '='} {right}{collate}"
+        return f"{left} {'IS' if self.nullable and null else '='} {right}{collate}"
 
 
 @dataclass(frozen=True, slots=True)

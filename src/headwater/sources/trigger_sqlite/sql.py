@@ -136,7 +136,7 @@ class _Writer:
                 op,
                 self._slots(f"{P}."),
                 self._values(self._row),
-                f"FROM {self._from} {joined} WHERE {self._same(self._at(self._row), self._at('NEW'))}",
+                f"FROM {self._from} {joined} WHERE {self._here()}",
             ),
             f"DELETE FROM {self._pending} WHERE t = {self._t} "
             f"AND ({self._same(self._at('NEW'), self._in(''))} OR {self._gone('')})",
@@ -144,7 +144,7 @@ class _Writer:
 
     def after_update(self) -> list[str]:
         moved = f"NOT ({self._same(self._at('OLD'), self._at('NEW'))})"
-        here = self._same(self._at(self._row), self._at("NEW"))
+        here = self._here()
         replaced = f"({self._gone(f'{P}.')} OR ({moved} AND {self._same(self._at('NEW'), self._in(f'{P}.'))}))"
         settled = f"({self._gone('')} OR ({moved} AND {self._same(self._at('NEW'), self._in(''))}))"
         old = self._values("OLD")
@@ -163,18 +163,16 @@ class _Writer:
                 Op.CREATE,
                 None,
                 self._values(self._row),
-                f"FROM {self._from} WHERE {moved} AND {self._same(self._at(self._row), self._at('OLD'))}",
+                f"FROM {self._from} WHERE {moved} AND {self._back()}",
             ),
             f"DELETE FROM {self._pending} WHERE t = {self._t} AND {settled}",
             self._refresh(),
         ]
 
     def after_delete(self) -> list[str]:
-        back = f"LEFT JOIN {self._from} ON {self._same(self._at(self._row), self._at('OLD'))}"
-        present = f"{self._row}.{self._shape.identity[0].name}"
-        exists = f"EXISTS (SELECT 1 FROM {self._from} WHERE {self._same(self._at(self._row), self._at('OLD'))})"
-        op = f"CASE WHEN {exists if self._shape.identity[0].nullable else f'{present} IS NOT NULL'}"
-        op += f" THEN {Op.UPDATE:d} ELSE {Op.DELETE:d} END"
+        back = f"LEFT JOIN {self._from} ON {self._back()}"
+        present = f"{self._row}.{self._shape.identity[0].name} IS NOT NULL"
+        op = f"CASE WHEN {present} THEN {Op.UPDATE:d} ELSE {Op.DELETE:d} END"
         return [
             self._record(op, self._values("OLD"), self._values(self._row), f"FROM (SELECT 1) {back}"),
             f"DELETE FROM {self._pending} WHERE t = {self._t} AND {self._same(self._at('OLD'), self._in(''))}",
@@ -233,9 +231,19 @@ class _Writer:
         inner = prefix or f"{self._pending}."
         return f"NOT EXISTS (SELECT 1 FROM {self._from} WHERE {self._same(self._at(self._row), self._in(inner))})"
 
-    def _same(self, left: Callable[[int], str], right: Callable[[int], str]) -> str:
+    def _here(self) -> str:
+        """SQL: the row that was just written. Rows with a NULL in their key are only told apart by rowid."""
+        if self._shape.rowid and any(part.nullable for part in self._shape.identity):
+            return f"{self._row}.{self._shape.rowid} = NEW.{self._shape.rowid}"
+        return self._same(self._at(self._row), self._at("NEW"))
+
+    def _back(self) -> str:
+        """SQL: a row that has the place of the one that has just left it."""
+        return self._same(self._at(self._row), self._at("OLD"), null=False)
+
+    def _same(self, left: Callable[[int], str], right: Callable[[int], str], *, null: bool = True) -> str:
         parts = enumerate(self._shape.identity)
-        return " AND ".join(part.same(left(i), right(i)) for i, part in parts)
+        return " AND ".join(part.same(left(i), right(i), null=null) for i, part in parts)
 
     def _at(self, qualifier: str) -> Callable[[int], str]:
         return lambda i: f"{qualifier}.{self._shape.identity[i].name}"
