@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Replica:
     """One stream: its newest event a key, guarded by order, as a sink in mode `current` keeps it."""
 
     key: tuple[str, ...]
+    columns: tuple[str, ...]
     rows: dict[tuple[Any, ...], Row] = dataclasses.field(default_factory=dict)
     orders: dict[tuple[Any, ...], Order] = dataclasses.field(default_factory=dict)
     history: list[tuple[str, Row | None, Row | None]] = dataclasses.field(default_factory=list)
@@ -55,6 +56,7 @@ class Replica:
             self._stage(changes)
             return
         for item in changes.data.to_pylist():
+            item = {**item, "before": self._mapped(item["before"]), "after": self._mapped(item["after"])}
             order = Order(item["_epoch"], item["_commit"], item["_index"])
             letter = Op(item["_op"]).letter
             assert (order, letter) not in self.seen, f"{order} {letter} came twice"
@@ -62,6 +64,10 @@ class Replica:
             self._event(letter, order, item["before"], item["after"])
             if item.get("_invalid"):
                 self.invalid.append(item["_invalid"])
+
+    def _mapped(self, row: Row | None) -> Row | None:
+        """The columns that this stream's mapping reads."""
+        return None if row is None else {name: row[name] for name in self.columns}
 
     def _event(self, letter: str, order: Order, before: Row | None, after: Row | None) -> None:
         self.history.append((letter, before, after))
@@ -80,6 +86,7 @@ class Replica:
         assert reading is not None
         self.staged = {} if self.staged is None else self.staged
         for item in changes.data.to_pylist():
+            item = {**item, "after": self._mapped(item["after"])}
             assert item["_op"] == Op.READ
             assert item["_commit"] == reading.since.commit
             key = self._key(item["after"])
@@ -130,7 +137,7 @@ class World:
     def capture(self, *captures: Capture) -> None:
         self.captures = list(captures)
         for one in captures:
-            self.replicas.setdefault(one.stream, Replica(one.key))
+            self.replicas.setdefault(one.stream, Replica(one.key, one.columns)).columns = one.columns
 
     def source(self, pipeline: str = PIPELINE) -> TriggerSource:
         return open_source(
@@ -143,7 +150,7 @@ class World:
         )
 
     def catch_up(self, *, stop_after: int | None = None, confirm: bool = True) -> list[Batch]:
-        """Run until everything is read, or die after so many batches: what was not appended is lost with the process."""
+        """Run until everything is read, or die after so many batches: what was not appended is lost."""
         source = self.source()
         for replica in self.replicas.values():
             replica.staged = None
@@ -152,7 +159,7 @@ class World:
             for number, batch in enumerate(source.read(self.position, follow=False)):
                 if number == stop_after:
                     break
-                self.append(batch)
+                self.append(batch, source.broken)
                 batches.append(batch)
                 if confirm:
                     source.confirm(batch.position)
@@ -160,14 +167,16 @@ class World:
             source.close()
         return batches
 
-    def append(self, batch: Batch) -> None:
+    def append(self, batch: Batch, broken: Collection[str] = ()) -> None:
         """What `Bus.append` does, with the router's part."""
         if self.position is not None:
             here = (self.position.epoch, self.position.commit)
             assert (batch.position.epoch, batch.position.commit) >= here, "positions rise"
         for changes in batch.changes:
             for one in self.captures:
-                if one.table == changes.table and changes.stream in (None, one.stream):
+                if one.stream in broken or one.table != changes.table:
+                    continue  # its mapping would find a column missing, and the stream stop
+                if changes.stream in (None, one.stream):
                     self.replicas[one.stream].apply(changes)
         self.position = batch.position
         self.notes += batch.notes

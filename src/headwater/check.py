@@ -236,9 +236,10 @@ class _Checker:
         except ConfigError as error:
             yield self._invalid(path, vocabulary.FILE, error)
             return
+        streams = {written.site.path: written.contract.stream for written in contracts}
         for finding in check_vocabulary(file, contracts):
             severity: Severity = "warning" if finding.rule in vocabulary.WARNINGS else "error"
-            yield _broken(finding.field, finding, severity)
+            yield _broken(streams.get(finding.path, ""), finding, severity)
 
     def _sinks(self) -> Iterator[Problem]:
         for name, sink in self.config.sinks.items():

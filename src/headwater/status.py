@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headwater import figures
@@ -121,8 +122,8 @@ class StatusReport:
 
 
 def status(assembly: Assembly) -> StatusReport:
-    """Read everything once. No source or target is opened."""
-    now = figures.read(assembly.home) if assembly.home is not None else None
+    """Read everything once. Sources are opened for a look at their catalogue alone, targets are not."""
+    now = running(assembly.home)
     view = _View(assembly, now)
     known = [*assembly.config.streams, *sorted(set(view.states) - set(assembly.config.streams))]
     return StatusReport(
@@ -133,6 +134,19 @@ def status(assembly: Assembly) -> StatusReport:
         streams=tuple(view.stream(name) for name in known),
         sinks=tuple(view.sink(name) for name in assembly.config.sinks),
     )
+
+
+FRESH = datetime.timedelta(seconds=15)
+"""A running pipeline writes its figures each second; older ones were left behind by one that was killed."""
+
+
+def running(home: Path | None) -> figures.Figures | None:
+    """The figures of the pipeline that runs now, if one does."""
+    found = figures.read(home) if home is not None else None
+    if found is None or utc_now() - found.time > FRESH:
+        return None
+    ended = all(worker.state in ("stopped", "done") for worker in found.workers.values())
+    return None if ended and found.workers else found
 
 
 def lag(bus: Bus, group: str, streams: Iterable[str]) -> dict[str, int]:

@@ -29,7 +29,7 @@ from headwater.protocols import Bus
 from headwater.schema import table_schema
 
 MEMORY_LIMIT = "1GB"
-_TAKEN = {"main", "current", "information_schema", "pg_catalog", "temp", "system", "headwater"}
+_TAKEN = {"main", "current", "information_schema", "pg_catalog", "temp", "system", "memory"}
 """Names that mean something else to DuckDB, or here: streams below them are reached by their quoted name alone."""
 
 _HEAD = (
@@ -50,7 +50,7 @@ def connect(
     bus: Bus, contracts: Mapping[str, Contract], *, memory_limit: str = MEMORY_LIMIT
 ) -> duckdb.DuckDBPyConnection:
     """A connection with the views of these streams. The caller closes it, before it closes the bus."""
-    connection = duckdb.connect(":memory:headwater", config={"memory_limit": memory_limit})
+    connection = duckdb.connect(config={"memory_limit": memory_limit})
     connection.execute("CREATE SCHEMA current")
     for stream, contract in contracts.items():
         _add(connection, bus, stream, contract, frozenset(contracts))

@@ -53,6 +53,9 @@ fields:
 """
 
 
+EVERYTHING = "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite|_%' ESCAPE '|' ORDER BY 1, 2"
+
+
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with a database of three orders and its pipeline, which is the working directory."""
@@ -92,7 +95,7 @@ def tailed(*arguments: str) -> list[dict[str, Any]]:
 
 def in_sink() -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect("service.db")) as database:
-        return list(database.execute('SELECT order_id, state FROM "shop.order" ORDER BY order_id'))
+        return list(database.execute('SELECT order_id, state FROM "shop_order" ORDER BY order_id'))
 
 
 def test_once_catches_up_and_the_next_run_goes_on_from_there(shop: Path) -> None:
@@ -178,7 +181,7 @@ def test_f55_a_broken_row_waits_in_quarantine_and_is_replayed(shop: Path) -> Non
 def test_a_sink_is_rewound_and_rebuilt(shop: Path) -> None:
     command("run", "--once")
     with closing(sqlite3.connect("service.db")) as database, database:
-        database.execute('DELETE FROM "shop.order" WHERE order_id = 3')
+        database.execute('DELETE FROM "shop_order" WHERE order_id = 3')
     assert "missing" in command("verify", "service", status=1)
     command("sink", "rewind", "service", "--to", "1", "--yes")
     command("run", "--once")
@@ -193,7 +196,7 @@ def test_verify_names_what_differs(shop: Path) -> None:
     command("run", "--once")
     assert command("verify").count("equal") == 3
     with closing(sqlite3.connect("service.db")) as database, database:
-        database.execute("UPDATE \"shop.order\" SET state = 'odd' WHERE order_id = 2")
+        database.execute("UPDATE \"shop_order\" SET state = 'odd' WHERE order_id = 2")
     found = {entry["against"]: entry for entry in report("verify", status=1)}
     assert found["source shop/trigger"]["equal"]
     assert found["sink warehouse"]["equal"]
@@ -205,12 +208,12 @@ def test_sql_asks_the_current_state_and_the_events(shop: Path) -> None:
     command("run", "--once")
     write("UPDATE orders SET state = 'paid' WHERE id = 1")
     command("run", "--once")
-    assert report("sql", 'select state, count(*) as n from "shop.order" group by state order by state') == [
+    assert report("sql", "select state, count(*) as n from shop.order_current group by state order by state") == [
         {"state": "open", "n": 1},
         {"state": "paid", "n": 2},
     ]
-    assert "10.50" in command("sql", 'select total from "shop.order" where order_id = 1')
-    assert command("sql", 'select order_id from "shop.order" where false').splitlines() == ["order_id"]
+    assert "10.50" in command("sql", "select total from shop.order_current where order_id = 1")
+    assert command("sql", "select order_id from shop.order_current where false").splitlines() == ["order_id"]
 
 
 def test_a_backup_is_restored_as_a_new_incarnation(shop: Path) -> None:
@@ -232,13 +235,13 @@ def test_a_group_that_nobody_needs_is_released(shop: Path) -> None:
 
 def test_destroy_asks_first_and_leaves_the_application_as_it_was(shop: Path) -> None:
     with closing(sqlite3.connect("shop.db")) as database:
-        before = list(database.execute("SELECT type, name, sql FROM sqlite_master ORDER BY 1, 2"))
+        before = list(database.execute(EVERYTHING))
     command("run", "--once")
     assert "say --yes" in command("destroy", status=2)
     assert in_sink()
     command("destroy", "--yes")
     with closing(sqlite3.connect("shop.db")) as database:
-        assert list(database.execute("SELECT type, name, sql FROM sqlite_master ORDER BY 1, 2")) == before
+        assert list(database.execute(EVERYTHING)) == before
     assert not (shop / "data").exists()
     assert in_sink() == [(1, "open"), (2, "paid"), (3, "open")]
 

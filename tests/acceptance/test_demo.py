@@ -47,7 +47,7 @@ def test_its_warehouse_has_the_rows_of_the_database(demo: tuple[Path, str]) -> N
     with duckdb.connect(str(directory / "warehouse.duckdb"), read_only=True) as warehouse:
         found = warehouse.sql(
             "select enrollment_id, learner_id, course_key, mode, price_paid::varchar"
-            ' from "learning.enrollment" order by enrollment_id'
+            " from learning_enrollment order by enrollment_id"
         ).fetchall()
     assert found == expected
     assert len(expected) > 15_000

@@ -393,16 +393,19 @@ def events_of(directory: Path, stream: str) -> list[Event]:
 
 
 def replayed(events: list[Event], *, polled: bool) -> Rows:
-    """The rows that the events lead to; each must fit what was there before it.
+    """The rows that the events lead to; each event must fit what was there before it.
 
-    A poll cannot tell a row that is new from one that changed: its `u` may be either.
+    A key's first event may be anything: while a table is loaded its rows change. A poll cannot tell a row that is new
+    from one that changed: its `u` may be either.
     """
     rows: Rows = {}
+    seen = set()
     for letter, order, (key, *fields) in events:
-        fits = (key in rows) == (letter in "ud") or (polled and letter == "u")
+        fits = (key in rows) == (letter in "ud") or (polled and letter == "u") or key not in seen
         assert fits, f"{letter} of {key} at {order}"
+        seen.add(key)
         if letter == "d":
-            del rows[key]
+            rows.pop(key, None)
         else:
             rows[key] = tuple(fields)
     return rows

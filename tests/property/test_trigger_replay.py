@@ -3,6 +3,7 @@ missing, wherever the reader is restarted."""
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import tempfile
 from pathlib import Path
@@ -84,7 +85,8 @@ def statements(draw: st.DrawFn) -> str:
     if kind == "many":
         return f"UPDATE {conflict}t SET u = u + 1, w = {value(texts)} WHERE l >= {value(small)}"
     if kind == "delete":
-        return f"DELETE FROM t WHERE {draw(st.sampled_from([f'k = {value(keys)}', f'u = {value(small)}', f'l = {value(small)}']))}"
+        tests = [f"k = {value(keys)}", f"u = {value(small)}", f"l = {value(small)}"]
+        return f"DELETE FROM t WHERE {draw(st.sampled_from(tests))}"
     action = draw(st.sampled_from(["DO NOTHING", "DO UPDATE SET u = 2, w = excluded.w"]))
     return f"INSERT INTO t(k, l, u, v, w) VALUES {row} ON CONFLICT {action}"
 
@@ -105,10 +107,9 @@ TEXT_KEYS = {"@1": "'a'", "@2": "'A'", "@3": "'b'", "@4": "'c'"}
 def attempt(world: World, sql: str, textual: bool) -> None:
     for mark, text in TEXT_KEYS.items():
         sql = sql.replace(mark, text if textual else mark[1:])
-    try:
+    # refused by a constraint, or no transaction is open: the application goes on
+    with contextlib.suppress(sqlite3.IntegrityError, sqlite3.OperationalError):
         world.app.execute(sql)
-    except (sqlite3.IntegrityError, sqlite3.OperationalError):
-        pass  # refused by a constraint, or no transaction is open: the application goes on
 
 
 @settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

@@ -3,6 +3,7 @@ missing, wherever the reader is restarted."""
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import tempfile
 from pathlib import Path
@@ -44,8 +45,12 @@ def schemas(draw: st.DrawFn) -> tuple[str, tuple[str, ...]]:
     column, constraint, options, key = KEYS[draw(st.sampled_from(sorted(KEYS)))]
     default = draw(st.sampled_from(["3", "7", "NULL"]))
     d = "d INTEGER" if default == "NULL" else f"d INTEGER NOT NULL DEFAULT {default}"
-    parent = draw(st.sampled_from(["", " REFERENCES t(k) ON DELETE CASCADE ON UPDATE CASCADE"])) if key == ("k",) else ""
-    table = f"CREATE TABLE t({column}, l INTEGER NOT NULL DEFAULT 1{parent}, u INTEGER, v TEXT, w TEXT, {d}{constraint})"
+    parent = (
+        draw(st.sampled_from(["", " REFERENCES t(k) ON DELETE CASCADE ON UPDATE CASCADE"])) if key == ("k",) else ""
+    )
+    table = (
+        f"CREATE TABLE t({column}, l INTEGER NOT NULL DEFAULT 1{parent}, u INTEGER, v TEXT, w TEXT, {d}{constraint})"
+    )
     uniques = draw(st.sets(st.sampled_from(sorted(UNIQUES)), max_size=2))
     triggers = draw(st.sets(st.sampled_from(sorted(TRIGGERS)), max_size=1))
     parts = [f"{table} {options}", *(UNIQUES[u] for u in sorted(uniques)), *(TRIGGERS[t] for t in sorted(triggers))]
@@ -80,7 +85,8 @@ def statements(draw: st.DrawFn) -> str:
     if kind == "many":
         return f"UPDATE {conflict}t SET u = u + 1, w = {value(texts)} WHERE l >= {value(small)}"
     if kind == "delete":
-        return f"DELETE FROM t WHERE {draw(st.sampled_from([f'k = {value(keys)}', f'u = {value(small)}', f'l = {value(small)}']))}"
+        tests = [f"k = {value(keys)}", f"u = {value(small)}", f"l = {value(small)}"]
+        return f"DELETE FROM t WHERE {draw(st.sampled_from(tests))}"
     action = draw(st.sampled_from(["DO NOTHING", "DO UPDATE SET u = 2, w = excluded.w"]))
     return f"INSERT INTO t(k, l, u, v, w) VALUES {row} ON CONFLICT {action}"
 
@@ -101,13 +107,12 @@ TEXT_KEYS = {"@1": "'a'", "@2": "'A'", "@3": "'b'", "@4": "'c'"}
 def attempt(world: World, sql: str, textual: bool) -> None:
     for mark, text in TEXT_KEYS.items():
         sql = sql.replace(mark, text if textual else mark[1:])
-    try:
+    # refused by a constraint, or no transaction is open: the application goes on
+    with contextlib.suppress(sqlite3.IntegrityError, sqlite3.OperationalError):
         world.app.execute(sql)
-    except (sqlite3.IntegrityError, sqlite3.OperationalError):
-        pass  # refused by a constraint, or no transaction is open: the application goes on
 
 
-@settings(deadline=None, max_examples=2500, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(deadline=None, max_examples=3000, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(
     schemas(),
     st.lists(statements(), max_size=6),

@@ -164,15 +164,10 @@ def test_a_type_reads_as_it_is_written(made: FieldType) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "int", "decimal", "decimal(0,0)", "decimal(4,5)", "decimal(77,0)", "list<>", "list<int64", "map<int64,string>"]
-    + [
-        "struct<>",
-        "struct<a>",
-        "struct<a: int64, a: int64>",
-        "struct<A: int64>",
-        "int64 int64",
-        "list int64",
-        "decimal(-1,0)",
+    [
+        *("", "int", "decimal", "decimal(0,0)", "decimal(4,5)", "decimal(77,0)", "decimal(-1,0)", "int64 int64"),
+        *("list<>", "list<int64", "list int64", "map<int64,string>"),
+        *("struct<>", "struct<a>", "struct<a: int64, a: int64>", "struct<A: int64>"),
     ],
 )
 def test_types_that_are_none(text: str) -> None:

@@ -85,8 +85,8 @@ def test_what_is_no_scalar_expression_is_refused(text: str, message: str) -> Non
     "text",
     [
         "random()", "uuid()", "gen_random_uuid()", "now()", "current_timestamp", "current_date", "current_time",
-        "today()", "localtimestamp", "get_current_timestamp()", "txid_current()", "current_user", "current_setting('x')",
-        "ago(n)", "nextval('s')", "version() || random()", "coalesce(n, random())", "age(ts)",
+        "today()", "localtimestamp", "get_current_timestamp()", "txid_current()", "current_user",
+        "current_setting('x')", "ago(n)", "nextval('s')", "version() || random()", "coalesce(n, random())", "age(ts)",
     ],
 )  # fmt: skip
 def test_what_changes_from_call_to_call_is_refused(text: str, engine: Engine) -> None:
@@ -179,7 +179,7 @@ def test_many_failing_rows_are_all_found() -> None:
 
 
 def test_null_result_is_no_failure_among_failures() -> None:
-    rows = [{"id": 1, "text": None, "n": 1}, {"id": 2, "text": "x", "n": 1}]
+    rows: list[dict[str, Any]] = [{"id": 1, "text": None, "n": 1}, {"id": 2, "text": "x", "n": 1}]
     fields = {"id": {"type": "int64"}, "v": {"type": "int64", "optional": True}}
     of = mapping({"fields": {"v": "CAST(text AS BIGINT)"}}, contract(fields), columns=COLUMNS)
     events, rejected = of.apply(changes([change("c", None, r) for r in rows], columns=COLUMNS))

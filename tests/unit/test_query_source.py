@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,7 @@ def orders_in(batches: list[Batch]) -> list[Order]:
 
 
 @pytest.fixture
-def db(tmp_path: Path) -> Iterator[Bench]:
+def db(tmp_path: Path) -> Bench:
     bench = Bench(tmp_path / "s.db")
     bench.run("CREATE TABLE t (id INTEGER PRIMARY KEY, at DATETIME, v TEXT)", "CREATE INDEX t_at ON t (at)")
     return bench

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from headwater import config as configuration
 from headwater import plugins
-from headwater.check import check
+from headwater.check import check, look
 from headwater.config import SourceConfig, StreamConfig
 from headwater.contracts.store import ContractStore
 from headwater.dialects import Column, ForeignKey, Table
+from headwater.drivers.sqlite import quoted
 from headwater.errors import ConfigError
 from headwater.model import TIMESTAMP, TableId
 from headwater.protocols import Guarantee
@@ -195,6 +201,89 @@ def test_what_is_left_out_is_named_with_its_reason(database: Path) -> None:
     text = (database.parent / "headwater.yaml").read_text()
     assert "#   django_session: Django's sessions: they are secrets" in text
     assert "#   access_log: a table without a primary key: name the columns that identify a row" in text
+
+
+REAL = """
+CREATE TABLE auth_user (id integer NOT NULL PRIMARY KEY AUTOINCREMENT, password varchar(128) NOT NULL,
+  is_active bool NOT NULL, username varchar(150) NOT NULL UNIQUE, date_joined datetime NOT NULL);
+CREATE TABLE "Course Overview" (id varchar(255) NOT NULL PRIMARY KEY, "Display ""Name" text, price decimal(10, 2),
+  meta json, image blob, "type" text, "group" integer);
+CREATE TABLE membership (user_id integer NOT NULL REFERENCES auth_user (id), course_id varchar(255) NOT NULL
+  REFERENCES "Course Overview", weight real, PRIMARY KEY (user_id, course_id)) WITHOUT ROWID;
+CREATE TABLE profile (user_id integer NOT NULL PRIMARY KEY REFERENCES auth_user (id), level integer);
+CREATE TABLE measured (at real PRIMARY KEY NOT NULL, value real);
+CREATE TABLE "a.b" (id integer PRIMARY KEY);
+CREATE VIEW active AS SELECT * FROM auth_user;
+"""
+
+
+def test_a_real_database(tmp_path: Path) -> None:
+    path = tmp_path / "lms.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(REAL)
+    scaffold(f"sqlite:///{path}", tmp_path / "out")
+    config = configuration.load(tmp_path / "out" / "headwater.yaml")
+    store = ContractStore(config.contracts_directory)
+    problems = check(config, store, survey=look(config))
+    assert [str(problem) for problem in problems if problem.severity == "error"] == []
+    membership = store.working("lms.membership")
+    assert {name: spec.ref for name, spec in membership.fields.items()} == {
+        "user_id": "user",
+        "course_id": None,
+        "weight": None,
+    }
+    assert store.working("lms.profile").fields["user_id"].ref == "user"
+    course = store.working("lms.course_overview")
+    assert {name: spec.type for name, spec in course.fields.items()} == {
+        "course_overview_id": "string",
+        "display_name": "string",
+        "price": "decimal(10,2)",
+        "meta": "json",
+        "image": "bytes",
+        "type_value": "string",
+        "group": "int64",
+    }
+    text = (tmp_path / "out" / "headwater.yaml").read_text()
+    for left_out in ("active: a view", "measured: its key `at` is float64", "a.b: its name holds a dot"):
+        assert left_out in text
+
+
+NAMES = st.sampled_from(
+    ["id", "name", "user_id", "Type", "before", "e mail", 'qu"ote', "état", "a-b", "order", "x" * 70, "no", "1st", "#"]
+)
+KINDS = st.sampled_from(["integer", "text", "real", "decimal(10,2)", "datetime", "blob", "json", "", "bool"])
+
+
+@st.composite
+def schemas(draw: st.DrawFn) -> str:
+    """A few tables with odd names, keys of one or two columns, and foreign keys between them."""
+    tables = draw(st.lists(NAMES, min_size=1, max_size=4, unique_by=str.lower))
+    statements = []
+    for table in tables:
+        columns = draw(st.lists(NAMES, min_size=1, max_size=5, unique_by=str.lower))
+        parts = [f"{quoted(c)} {draw(KINDS)} {draw(st.sampled_from(['', 'NOT NULL']))}" for c in columns]
+        parts += [f"PRIMARY KEY ({', '.join(map(quoted, columns[: draw(st.integers(1, 2))]))})"]
+        if draw(st.booleans()):
+            parts += [f"FOREIGN KEY ({quoted(columns[-1])}) REFERENCES {quoted(draw(st.sampled_from(tables)))}"]
+        statements.append(f"CREATE TABLE {quoted(table)} ({', '.join(parts)});")
+    return "\n".join(statements)
+
+
+@settings(deadline=None, max_examples=25)
+@given(schemas())
+def test_whatever_the_database_the_project_loads_and_checks_without_errors(schema: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "My Data 2.db"
+        with closing(sqlite3.connect(path)) as connection:
+            connection.executescript(schema)
+        try:
+            scaffold(f"sqlite:///{path}", folder)
+        except ConfigError as error:
+            assert error.message.startswith("nothing to publish")  # noqa: PT017
+            return
+        config = configuration.load(Path(folder) / "headwater.yaml")
+        problems = check(config, ContractStore(config.contracts_directory), survey=look(config))
+        assert [str(problem) for problem in problems if problem.severity == "error"] == []
 
 
 def test_tables_that_are_asked_for_by_name(database: Path) -> None:

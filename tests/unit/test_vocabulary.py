@@ -131,7 +131,7 @@ def test_findings_name_line_and_rule(tmp_path: Path) -> None:
         ("entities: {user: {key: {user_id: int46}}}", "unknown type `int46`"),
         ("entities: {user: {key: {}}}", "at least 1 item"),
         ("terms: {money: {type: decimal}}", "`(` is expected"),
-        ("terms: [", "not valid YAML"),
+        ("terms: ]", "not valid YAML"),
     ],
 )
 def test_a_vocabulary_that_cannot_be_read(tmp_path: Path, text: str, message: str) -> None:

@@ -146,7 +146,7 @@ Try next:
   cd {demo.directory}
   headwater status
   headwater tail learning.enrollment
-  headwater sql 'select mode, count(*), sum(price_paid) from "learning.enrollment" group by mode'
+  headwater sql 'select mode, count(*), sum(price_paid) from learning.enrollment_current group by mode'
 """
 
 

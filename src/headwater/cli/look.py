@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +24,8 @@ from headwater.cli.output import (
 )
 
 if TYPE_CHECKING:
+    import duckdb
+
     from headwater.doctor import TableReport
     from headwater.status import SinkStatus, StatusReport, StreamStatus
 
@@ -147,12 +149,39 @@ def sql(
 ) -> None:
     """Ask the bus in SQL.
 
-    `"learning.enrollment"` is the current state, one row a key; `"learning.enrollment/events"` every event.
+    Each stream is a DuckDB view of its events, and the same name with `_current` behind it one of its current state,
+    one row a key. Works while `headwater run` does.
 
     \b
     Examples:
-      headwater sql 'select mode, count(*) from "learning.enrollment" group by mode'
+      headwater sql "select mode, count(*) from learning.enrollment_current group by mode"
+      headwater sql "select _op, count(*) from learning.enrollment group by _op" --json
     """
+    from headwater import views
+
+    with assembled(config) as assembly:
+        contracts = {stream: assembly.contract(stream) for stream in assembly.config.streams}
+        with views.connect(assembly.bus, contracts) as connection:
+            heads, rows = _asked(connection, query, limit)
+    if as_json:
+        print_json([dict(zip(heads, row, strict=True)) for row in rows[: limit or None]])
+    else:
+        print_table(heads, rows[: limit or None])
+        if limit and len(rows) > limit:
+            print(f"... and more: --limit {limit}")
+
+
+def _asked(connection: duckdb.DuckDBPyConnection, query: str, limit: int) -> tuple[list[str], list[tuple[Any, ...]]]:
+    import duckdb
+
+    from headwater.errors import ConfigError
+
+    try:
+        asked = connection.execute(query)
+        heads = [str(column[0]) for column in asked.description or ()]
+        return heads, asked.fetchmany(limit + 1) if limit else asked.fetchall()
+    except duckdb.Error as error:
+        raise ConfigError(f"the query cannot be answered: {error}") from error
 
 
 def doctor(

@@ -51,12 +51,11 @@ def _must_be_known(assembly: Assembly, what: str | None) -> None:
 
 
 def _with_source(assembly: Assembly, stream: str) -> Comparison:
-    from headwater import figures
+    from headwater.status import running
     from headwater.verify import Terms, verify_source
 
-    running = assembly.home is not None and figures.read(assembly.home) is not None
     terms = Terms(
-        wait=PATIENCE if running else 0.0,
+        wait=PATIENCE if running(assembly.home) is not None else 0.0,
         deletes_seen=assembly.guarantee(stream).deletes == "seen",
         progress=lambda text: print(f"  {stream}: {text}", file=sys.stderr),
     )

@@ -139,12 +139,13 @@ def drop(numbers: Numbers, config: File = FILE, yes: Yes = False) -> None:
 
 def _by_the_appender(config: Path, what: str, **arguments: Any) -> dict[str, Any]:
     """Only one process appends: the running pipeline if there is one, else this one."""
-    from headwater import figures, requests
+    from headwater import requests
     from headwater.runtime import Runtime
+    from headwater.status import running
 
     with assembled(config) as assembly:
         home = assembly.home
-        if home is not None and figures.read(home) is not None:
+        if home is not None and running(home) is not None:
             return requests.ask(home, what, **arguments)
     with assembled(config, append=True) as assembly:
         handler: Handler = getattr(Runtime(assembly), what)

@@ -100,10 +100,10 @@ def _chosen(assembly: Assembly, sink: str, wanted: list[str] | None) -> list[str
 
 def _must_not_run(assembly: Assembly, sink: str) -> None:
     """A running writer would notice a moved cursor and fail: better said at once."""
-    from headwater import figures
     from headwater.errors import AppenderBusy
+    from headwater.status import running
 
-    now = figures.read(assembly.home) if assembly.home is not None else None
+    now = running(assembly.home)
     if now is not None and sink in now.workers:
         raise AppenderBusy(
             f"sink {sink} is being written by process {now.pid}", hint="stop `headwater run`, then do this again"

@@ -1,4 +1,4 @@
-"""What to look at in a SQLite file. Read-only, and never waiting for a lock: a locked file is a finding."""
+"""What to look at in a SQLite file. Read-only; a locked file is a finding, not something to wait for."""
 
 from __future__ import annotations
 

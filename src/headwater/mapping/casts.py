@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headwater.contracts.types import FieldType
+from headwater.mapping.binary import side_by_side
 from headwater.schema import arrow_type
 
 Cast = Callable[[pa.Array], pa.Array]
@@ -215,7 +216,7 @@ def _uuid_of_bytes(array: pa.Array) -> pa.Array:
     array = array.cast(pa.large_binary())
     if not pc.all(pc.equal(pc.binary_length(array), 16)).as_py() and array.null_count < len(array):
         raise pa.ArrowInvalid("not 16 bytes")
-    data = np.frombuffer(b"".join(filter(None, (_bytes_of(array.drop_null()),))), dtype=np.uint8)
+    data = side_by_side(array.drop_null())
     nibbles = np.stack([data >> 4, data & 15], axis=1).reshape(-1)
     text = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)[nibbles].tobytes()
     digits = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(data) // 16, [None, pa.py_buffer(text)])
@@ -223,14 +224,6 @@ def _uuid_of_bytes(array: pa.Array) -> pa.Array:
     valid = array.is_valid().to_numpy(zero_copy_only=False)
     places = pa.array(np.cumsum(valid) - 1, mask=~valid)
     return pc.replace_substring_regex(spread, _GROUPS, r"\1-\2-\3-\4-\5").take(places)
-
-
-def _bytes_of(array: pa.Array) -> bytes:
-    """All bytes of a large_binary column without nulls, side by side."""
-    if not len(array):
-        return b""
-    offsets = np.frombuffer(array.buffers()[1], dtype=np.int64)[array.offset : array.offset + len(array) + 1]
-    return memoryview(array.buffers()[2])[int(offsets[0]) : int(offsets[-1])].tobytes()
 
 
 def _all_match(array: pa.Array, pattern: str) -> bool:

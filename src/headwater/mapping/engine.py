@@ -6,6 +6,7 @@ It has no tables, no files and one thread; its time zone is UTC, so that an expr
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,6 @@ from headwater.errors import MappingError
 from headwater.mapping.expressions import Expression, coded
 from headwater.mapping.side import Side
 
-_BATCH = "batch"
 _EXPLAINED = 50
 """For how many rows of a batch the exact error is looked up; more say that theirs is alike."""
 _RUN_TIME = (
@@ -45,16 +45,32 @@ class Result:
 _NONE_FAILED = np.zeros(0, dtype=np.int64)
 
 
+class _Slot:
+    """A table that DuckDB knows by a name and whose rows change; to register each batch takes as long as its query."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.table: pa.Table | None = None
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        assert self.table is not None
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
 class Engine:
     """One connection, opened when first needed; used by one thread."""
 
     def __init__(self) -> None:
         self._connection: duckdb.DuckDBPyConnection | None = None
+        self._closing: weakref.finalize[..., Engine] | None = None
+        self._slots: dict[pa.Schema, _Slot] = {}
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        """Also done when the engine is forgotten, and at exit."""
+        if self._closing is not None:
+            self._closing()
+        self._connection = self._closing = None
+        self._slots.clear()
 
     def prepare(self, expression: Expression, columns: pa.Schema, *, what: str) -> pa.DataType:
         """The type of the expression's values. Raises `MappingError` for what DuckDB refuses or cannot repeat."""
@@ -114,20 +130,26 @@ class Engine:
 
     def _select(self, sql: Sequence[str], side: Side) -> pa.Table:
         names = {coded(name): column for name, column in side.columns.items() if coded(name) in " ".join(sql)}
-        table = pa.table(names or {"nothing": pa.nulls(side.count, pa.int8())})
+        batch = pa.table(names or {"nothing": pa.nulls(side.count, pa.int8())})
         connection = self._open()
-        connection.register(_BATCH, table)
+        slot = self._slots.get(batch.schema)
+        if slot is None:
+            slot = self._slots[batch.schema] = _Slot(f"batch_{len(self._slots)}")
+            slot.table = batch
+            connection.register(slot.name, slot)
+        slot.table = batch
         try:
-            relation: Any = connection.sql(f"SELECT {', '.join(sql)} FROM {_BATCH}")
+            relation: Any = connection.sql(f"SELECT {', '.join(sql)} FROM {slot.name}")
             return relation.to_arrow_table()
         finally:
-            connection.unregister(_BATCH)
+            slot.table = None
 
     def _open(self) -> duckdb.DuckDBPyConnection:
         if self._connection is None:
             self._connection = duckdb.connect(":memory:", config={"threads": 1})
             self._connection.execute("SET TimeZone = 'UTC'")
             self._connection.execute("SET enable_external_access = false")
+            self._closing = weakref.finalize(self, self._connection.close)
         return self._connection
 
     def _refuse_unstable(self, expression: Expression, what: str) -> None:

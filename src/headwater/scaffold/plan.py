@@ -93,6 +93,8 @@ def _refused(table: Table, around: Circumstances) -> str | None:
     asked = name in around.asked_for or str(table.id) in around.asked_for
     if not asked and (what := kept_by(name)):
         return what
+    if "." in name:
+        return "its name holds a dot, and `table: a.b` means the table b of the schema a; publish it through a view"
     key = row_key(table)
     if not key:
         what = "a view" if table.is_view else "a table without a primary key"

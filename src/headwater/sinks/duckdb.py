@@ -200,10 +200,11 @@ class DuckDB:
 
     def append(self, transaction: DuckTransaction, table: Table, data: pa.RecordBatch) -> None:
         with transaction.given(_stored(data)):
-            chosen = ", ".join(
-                "substr('cudrt', _op, 1)" if name == "_op" else quoted(name) for name in table.columns.names
+            names = table.columns.names
+            chosen = ", ".join("substr('cudrt', _op, 1)" if name == "_op" else quoted(name) for name in names)
+            transaction.execute(
+                f"INSERT INTO {quoted(table.name)} ({listed(names)}) SELECT {chosen} FROM headwater_batch"
             )
-            transaction.execute(f"INSERT INTO {quoted(table.name)} SELECT {chosen} FROM headwater_batch")
 
     def upsert(self, transaction: DuckTransaction, table: Table, data: pa.RecordBatch) -> None:
         if not data.num_rows:
@@ -242,7 +243,8 @@ class DuckDB:
         joined = f"FROM headwater_batch b LEFT JOIN {quoted(table.name)} t ON {same_key(table, 't', 'b')}{alive}"
         with transaction.given(batch):
             transaction.execute(
-                f"CREATE OR REPLACE TEMP TABLE headwater_whole AS SELECT {chosen}, b._row, t._epoch IS NULL AS _homeless {joined}"
+                "CREATE OR REPLACE TEMP TABLE headwater_whole AS "
+                f"SELECT {chosen}, b._row, t._epoch IS NULL AS _homeless {joined}"
             )
         homeless = transaction.execute(
             f"SELECT b._row FROM headwater_whole b WHERE b._homeless{self._unguarded(table)} ORDER BY 1"
@@ -274,7 +276,8 @@ class DuckDB:
             )
         kept = (*table.key, *upsert.CURRENT.names)
         transaction.execute(
-            f"INSERT INTO {quoted(table.guard)} ({listed(kept)}, _at) SELECT {listed(kept)}, now() FROM headwater_batch b "
+            f"INSERT INTO {quoted(table.guard)} ({listed(kept)}, _at) "
+            f"SELECT {listed(kept)}, now() FROM headwater_batch b "
             f"WHERE NOT EXISTS (SELECT 1 FROM {quoted(table.guard)} t WHERE {same_key(table, 't', 'b')})"
         )
 
@@ -327,10 +330,8 @@ class DuckTransaction:
         """`headwater_batch` is the data, within."""
         assert self._connection is not None
         self._connection.register("headwater_batch", data)
-        try:
-            yield
-        finally:
-            self._connection.unregister("headwater_batch")
+        yield
+        self._connection.unregister("headwater_batch")  # after an error the transaction is void, and refuses even this
 
     def read(self, sql: str) -> Iterator[pa.RecordBatch]:
         assert self._connection is not None

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -114,12 +115,12 @@ def hexadecimal(array: pa.Array) -> pa.Array:
 def from_hexadecimal(array: pa.Array) -> pa.Array:
     offsets, digits = _bytes(array)
     values = np.where(digits >= ord("a"), digits - ord("a") + 10, digits - ord("0")).astype(np.uint8)
-    return _text_array(array, offsets // 2, (values[0::2] << 4) | values[1::2], pa.binary())
+    return _text_array(array, offsets // 2, ((values[0::2] << 4) | values[1::2]).astype(np.uint8), pa.binary())
 
 
 def _bytes(
     array: pa.Array,
-) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[tuple[int], np.dtype[np.uint8]]]:
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
     """Offsets from 0 and all bytes of a string or binary array; null rows are empty."""
     whole = pc.fill_null(array, b"" if pa.types.is_binary(array.type) else "").take(pa.array(np.arange(len(array))))
     offsets = np.concatenate([[0], np.cumsum(pc.binary_length(whole).to_numpy(zero_copy_only=False))]).astype(np.int64)
@@ -130,8 +131,8 @@ def _bytes(
 
 def _text_array(
     like: pa.Array,
-    offsets: np.ndarray[tuple[int], np.dtype[np.int64]],
-    data: np.ndarray[tuple[int], np.dtype[np.uint8]],
+    offsets: npt.NDArray[np.int64],
+    data: npt.NDArray[np.uint8],
     kind: pa.DataType,
 ) -> pa.Array:
     buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(np.ascontiguousarray(data))]

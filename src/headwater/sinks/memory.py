@@ -8,7 +8,7 @@ never wins, a delete guards its key, an unchanged column stays.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -84,9 +84,8 @@ class MemorySink:
         old = {name: str(kind) for name, kind in stored.table.types.items()}
         shaping.check_widening(self.name, table.contract, old)
         stored.table = table
-        if stored.rows is not None and table.current:
-            parts = [conform(batch, table.contract) for batch in stored.rows.to_batches()]
-            stored.rows = pa.Table.from_batches(parts)
+        if stored.rows is not None:
+            stored.rows = pa.Table.from_batches([_evolved(batch, table) for batch in stored.rows.to_batches()])
 
     def cursor(self, stream: str) -> Cursor | None:
         stored = self._stored(stream)
@@ -122,9 +121,10 @@ class MemorySink:
         lacks = shaping.lacking(folded, list(table.contract.fields))
         row = pc.index(pc.is_valid(folded.column("_unchanged")), True).as_py()
         names = ", ".join(name for name, rows in lacks.items() if rows[row].as_py())
+        place = placing.named_row(replace(events, data=folded), table.key, row)
         raise RowRefused(
-            f"sink {self.name}, {placing.named_row(Events(events.stream, events.version, folded), table.key, row)}: the "
-            f"event does not carry {names}, and the target has no row of that key to keep them from",
+            f"sink {self.name}, {place}: the event does not carry {names}, and the target has "
+            f"no row of that key to keep them from",
             hint=f"the sink lacks earlier events: `headwater sink rebuild {self.name} {events.stream}`",
         )
 
@@ -146,6 +146,10 @@ class MemorySink:
 
     def close(self) -> None:
         """The target stays for the next one who opens it."""
+
+
+def _evolved(batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
+    return conform(batch, table.contract) if table.current else shaping.reshaped(batch, table.columns, table)
 
 
 def _appended(stored: Stored, data: pa.RecordBatch, events: Events) -> pa.Table:

@@ -10,7 +10,7 @@ from headwater.contracts.model import Duration, Frozen, validated
 
 class Options(Frozen):
     guards: Duration = Field(7 * 86400.0)
-    """How long the key of a deleted row is remembered, in seconds of the clock, so that late events cannot revive it."""
+    """For how many seconds the key of a deleted row is remembered, so that a late event cannot revive it."""
 
     @classmethod
     def of(cls, name: str, config: SinkConfig) -> Options:

@@ -4,6 +4,7 @@ is cut into when the target objects to the whole.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -66,7 +67,7 @@ def by_row(events: Events) -> Iterator[Events]:
 
 
 def _parts(events: Events, places: list[int]) -> Iterator[Events]:
-    for start, end in zip(places[:-1], places[1:], strict=True):
+    for start, end in itertools.pairwise(places):
         yield replace(
             events,
             data=events.data.slice(start, end - start),

@@ -13,9 +13,13 @@ from headwater.contracts.model import Contract, FieldSpec
 from headwater.contracts.types import FieldType, parse_type
 from headwater.errors import SinkError
 from headwater.mapping import unchanged as marks
-from headwater.model import TIMESTAMP, Events
+from headwater.mapping.evolve import default_scalar
+from headwater.model import TIMESTAMP, Events, Op
 from headwater.sinks import placing
 from headwater.sinks.upsert import Table
+
+LETTERS = pa.array([op.letter for op in Op])
+"""Operations as users see them; a place is the number less one."""
 
 
 def check_keyed(sink: str, table: Table) -> None:
@@ -152,3 +156,36 @@ def _unchanged_names(table: Table, data: pa.RecordBatch, type_name: str | None) 
     lists = pa.ListArray.from_arrays(pa.array(offsets), names.take(pa.array(found.ordinals)))
     text = pc.binary_join(lists, ",")
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+
+
+def reshaped(batch: pa.RecordBatch, schema: pa.Schema, table: Table) -> pa.RecordBatch:
+    """Rows that were written earlier as `schema`, the table's newest shape: what `conform` is to events."""
+    arrays = [_column(batch, field, table) for field in schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _column(batch: pa.RecordBatch, field: pa.Field, table: Table) -> pa.Array:
+    if field.name not in batch.schema.names:
+        return _filled(batch, field, table)
+    array = batch.column(field.name)
+    if field.name == "_op" and array.type == pa.string():
+        return _numbered(array)
+    return array.cast(field.type)
+
+
+def _numbered(letters: pa.Array) -> pa.Array:
+    """Published files show operations by their letters."""
+    return pc.add(pc.index_in(letters, LETTERS), 1).cast(pa.int8())
+
+
+def _filled(batch: pa.RecordBatch, field: pa.Field, table: Table) -> pa.Array:
+    """A column that a newer contract added. Deletes carry nothing but a key, so they get no default."""
+    spec = table.contract.all_fields.get(field.name)
+    if spec is None or spec.default is None:
+        return pa.nulls(batch.num_rows, field.type)
+    value = default_scalar(spec)
+    if "_op" not in batch.schema.names:
+        return pa.repeat(value, batch.num_rows)
+    numbers = _column(batch, pa.field("_op", pa.int8()), table)
+    bare = pc.is_in(numbers, pa.array([Op.DELETE, Op.TRUNCATE], pa.int8()))
+    return pc.if_else(bare, pa.scalar(None, field.type), value)

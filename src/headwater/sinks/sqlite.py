@@ -24,8 +24,8 @@ from headwater.drivers.sqlite import Connection, ConstraintError, StatementError
 from headwater.drivers.sqlite_errors import FULL
 from headwater.errors import ConfigError, NotConnected, SinkError
 from headwater.faults import failpoint
+from headwater.sinks import shaping, upsert
 from headwater.sinks import sqlite_types as types
-from headwater.sinks import upsert
 from headwater.sinks.tables import Refused, TableSink
 from headwater.sinks.upsert import Table, listed, newer, quoted, same_key, triple
 
@@ -177,7 +177,10 @@ class SQLite:
         """That no delete of the key is as new as the row that is bound."""
         if not table.guarded or not transaction.execute(f"SELECT 1 FROM {quoted(table.guard)} LIMIT 1"):
             return ""
-        return f"NOT EXISTS (SELECT 1 FROM {quoted(table.guard)} g WHERE {_key_is(table, values, 'g')} AND {triple('g')} >= {_bound_order(values)})"
+        return (
+            f"NOT EXISTS (SELECT 1 FROM {quoted(table.guard)} g WHERE {_key_is(table, values, 'g')} "
+            f"AND {triple('g')} >= {_bound_order(values)})"
+        )
 
     def patch(
         self, transaction: LiteTransaction, table: Table, data: pa.RecordBatch, missing: dict[str, pa.Array]
@@ -235,7 +238,8 @@ class SQLite:
 
     def _delete(self, transaction: LiteTransaction, table: Table, values: _Values) -> None:
         transaction.write(
-            f"DELETE FROM {quoted(table.name)} AS t WHERE {_key_is(table, values, 't')} AND {triple('t')} < {_bound_order(values)}",
+            f"DELETE FROM {quoted(table.name)} AS t WHERE {_key_is(table, values, 't')} "
+            f"AND {triple('t')} < {_bound_order(values)}",
             values,
         )
         failpoint("sink.sqlite.after_removal")
@@ -362,8 +366,7 @@ def _values(table: Table, data: pa.RecordBatch) -> _Values:
     for name in table.columns.names:
         array = data.column(name)
         if name == "_op":
-            letters = pa.array(["c", "u", "d", "r", "t"])
-            array = letters.take(pc.subtract(array, pa.scalar(1, pa.int8())))
+            array = shaping.LETTERS.take(pc.subtract(array, pa.scalar(1, pa.int8())))
         elif name in ("_epoch", "_commit", "_index", "_offset"):
             array = array.cast(pa.int64())
         values.add(name, array, _type(table, name))

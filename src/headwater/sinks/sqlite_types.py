@@ -104,11 +104,18 @@ def _within(array: pa.Array, number: pa.Array, bounds: tuple[int, int]) -> pa.Ar
 def _time(text: pa.Array, kind: pa.DataType) -> pa.Array:
     numeric = pc.match_substring_regex(text, _NUMBER)
     if not pc.any(numeric).as_py():
-        return text.cast(kind)
+        return _iso(text, kind)
     nothing = pa.scalar(None, pa.string())
     width = pa.int32() if kind == pa.date32() else pa.int64()
     numbers = pc.if_else(numeric, text, nothing).cast(width).cast(kind)
-    return pc.if_else(numeric, numbers, pc.if_else(numeric, nothing, text).cast(kind))
+    return pc.if_else(numeric, numbers, _iso(pc.if_else(numeric, nothing, text), kind))
+
+
+def _iso(text: pa.Array, kind: pa.DataType) -> pa.Array:
+    if not pa.types.is_time(kind):
+        return text.cast(kind)
+    moment = pc.binary_join_element_wise(pa.scalar("1970-01-01"), text, pa.scalar("T"))  # Arrow parses no bare times
+    return moment.cast(pa.timestamp("us")).cast(pa.int64()).cast(kind)
 
 
 def _typed(array: pa.Array, parsed: FieldType) -> pa.Array:

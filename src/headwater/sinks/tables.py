@@ -207,8 +207,9 @@ class TableSink:
 
     def _refused(self, table: Table, events: Events, refusal: Refused) -> RowRefused:
         rows = "" if len(events) == 1 else f"one of {len(events)} rows from "
+        named = rows + placing.named_row(events, table.key)
         return RowRefused(
-            f"sink {self.name}, {rows}{placing.named_row(events, table.key)}: table `{table.name}` refuses it: {refusal}",
+            f"sink {self.name}, {named}: table `{table.name}` refuses it: {refusal}",
             hint="everything before it is written; correct the table (a unique index of your own?) and it goes on",
         )
 
@@ -268,9 +269,10 @@ class TableSink:
             return
         row = homeless[0].as_py()
         names = [name for name, lacks in missing.items() if lacks[row].as_py()]
+        named = placing.named_row(replace(events, data=data), table.key, row)
         raise RowRefused(
-            f"sink {self.name}, {placing.named_row(replace(events, data=data), table.key, row)}: the event does not carry "
-            f"{', '.join(names)}, and table `{table.name}` has no row of that key to keep them from",
+            f"sink {self.name}, {named}: the event does not carry {', '.join(names)}, and table "
+            f"`{table.name}` has no row of that key to keep them from",
             hint=f"the sink lacks earlier events: `headwater sink rebuild {self.name} {events.stream}`",
         )
 

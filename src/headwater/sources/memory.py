@@ -1,4 +1,4 @@
-"""A source in memory: tables that a test writes to, captured as if by a log. The simplest thing that keeps each promise.
+"""A source in memory: tables that a test writes to, captured as if by a log. The simplest that keeps each promise.
 
     database = MemoryDatabase()
     table = database.create("customer", pa.schema([("id", pa.int64()), ("name", pa.string())]), key=("id",))
@@ -9,6 +9,7 @@ A configuration reaches it as `{url: "memory:", options: {database: database}}`.
 
 from __future__ import annotations
 
+import datetime
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,7 +61,7 @@ class MemoryDatabase:
 
     def __init__(self) -> None:
         self._tables: dict[TableId, _Table] = {}
-        self._log: list[tuple[Write, ...]] = []
+        self._log: list[tuple[datetime.datetime, tuple[Write, ...]]] = []
         self.changed = threading.Condition()
 
     def create(self, name: str, schema: pa.Schema, key: Sequence[str] = ()) -> TableId:
@@ -73,7 +74,7 @@ class MemoryDatabase:
         with self.changed:
             for write in writes:
                 self._apply(write)
-            self._log.append(writes)
+            self._log.append((utc_now(), writes))
             self.changed.notify_all()
             return len(self._log)
 
@@ -103,7 +104,8 @@ class MemoryDatabase:
         """The number of the newest commit."""
         return len(self._log)
 
-    def entry(self, number: int) -> tuple[Write, ...]:
+    def entry(self, number: int) -> tuple[datetime.datetime, tuple[Write, ...]]:
+        """When a commit was made, and what it wrote."""
         return self._log[number - 1]
 
     def _key(self, table: TableId, row: Row) -> tuple[Any, ...]:
@@ -146,16 +148,23 @@ class MemorySource:
 
     def read(self, after: Position | None, *, follow: bool) -> Iterator[Batch]:
         end = None if follow else self._database.head
-        state = json.loads(after.token) if after is not None else {"loads": {}}
         self._epoch = max(self._epoch, after.epoch if after is not None else 0)
-        loads: dict[str, str] = state["loads"]
-        done = after.commit if after is not None else self._database.commit()
-        for capture in self._captures.values():
-            if loads.get(capture.stream) != capture.load.token and not self._stopping:
-                yield from self._load(capture, loads, done)
+        loads: dict[str, str] = json.loads(after.token) if after is not None else {}
+        done = after.commit if after is not None else 0
+        wanting = [c for c in self._captures.values() if loads.get(c.stream) != c.load.token]
+        if wanting and not self._stopping:
+            here = self._database.commit()  # a commit of its own, so that rows read have an order of their own
+            if after is not None:
+                yield from self._live(done, here - 1, [c for c in self._captures.values() if c not in wanting], loads)
+            for capture in wanting:
+                yield from self._load(capture, loads, here)
+            done = here
+        yield from self._live(done, end, list(self._captures.values()), loads)
+
+    def _live(self, done: int, end: int | None, captures: list[Capture], loads: dict[str, str]) -> Iterator[Batch]:
         while self._wait(done, end):
             done += 1
-            changes = tuple(self._changes(self._database.entry(done), done, self._captures.values()))
+            changes = tuple(self._changes(done, captures))
             yield Batch(changes, self._position(done, loads), _nbytes(changes))
 
     def confirm(self, position: Position) -> None:
@@ -185,7 +194,7 @@ class MemorySource:
     def _load(self, capture: Capture, loads: dict[str, str], done: int) -> Iterator[Batch]:
         """Rows as they were at commit `done`, so that what follows in the log fits on."""
         load = capture.load
-        before = self._position(done, loads)
+        before = self._position(done - 1, loads)
         loads[capture.stream] = load.token
         note = Note(capture.stream, "loaded", "all rows were read")
         rows = [] if load.skip else self._rows_at(capture, done)
@@ -204,7 +213,7 @@ class MemorySource:
         replay = MemoryDatabase()
         replay._tables[capture.table] = table
         for number in range(1, done + 1):
-            for write in self._database.entry(number):
+            for write in self._database.entry(number)[1]:
                 if write.table == capture.table:
                     replay._apply(write)
         return table.rows
@@ -220,26 +229,28 @@ class MemorySource:
         batch = pa.RecordBatch.from_pylist(data, schema=changes_schema(schema))
         return Changes(capture.table, batch, capture.stream, reading)
 
-    def _changes(self, writes: Sequence[Write], commit: int, captures: Any) -> Iterator[Changes]:
-        for table in dict.fromkeys(capture.table for capture in captures):
-            columns = {name for capture in captures if capture.table == table for name in capture.columns}
-            schema, _ = self._database.table(table)
-            schema = pa.schema([f for f in schema if f.name in columns])
+    def _changes(self, commit: int, captures: Sequence[Capture]) -> Iterator[Changes]:
+        time, writes = self._database.entry(commit)
+        for capture in captures:
+            schema = self._schema(capture)
             data = [
-                self._record(w.op, commit, 2 * number, _narrow(w.before, schema), _narrow(w.after, schema))
+                self._record(w.op, commit, 2 * number, _narrow(w.before, schema), _narrow(w.after, schema), time)
                 for number, w in enumerate(writes)
-                if w.table == table
+                if w.table == capture.table
             ]
             if data:
-                yield Changes(table, pa.RecordBatch.from_pylist(data, schema=changes_schema(schema)))
+                batch = pa.RecordBatch.from_pylist(data, schema=changes_schema(schema))
+                yield Changes(capture.table, batch, capture.stream)
 
-    def _record(self, op: Op, commit: int, index: int, before: Row | None, after: Row | None) -> dict[str, Any]:
+    def _record(
+        self, op: Op, commit: int, index: int, before: Row | None, after: Row | None, *time: datetime.datetime
+    ) -> dict[str, Any]:
         return {
             "_op": op.value,
             "_epoch": self._epoch,
             "_commit": commit,
             "_index": index,
-            "_time": None if op is Op.READ else utc_now(),
+            "_time": next(iter(time), None),
             "before": before,
             "after": after,
         }
@@ -249,7 +260,7 @@ class MemorySource:
         return pa.schema([schema.field(name) for name in capture.columns])
 
     def _position(self, commit: int, loads: Mapping[str, str]) -> Position:
-        return Position(self._epoch, commit, json.dumps({"loads": loads}).encode())
+        return Position(self._epoch, commit, json.dumps(loads).encode())
 
 
 def _narrow(row: Row | None, schema: pa.Schema) -> Row | None:

@@ -22,8 +22,8 @@ from headwater.faults import failpoint
 Connection = sqlite3.Connection
 
 FILE = "bus.db"
-PAGE = 8192
-CHECKPOINT = 16 * 2**20
+PAGE = 16_384
+CHECKPOINT = 64 * 2**20
 """Bytes of write-ahead log at which it is folded back into the file."""
 BUSY_MS = 30_000
 
@@ -31,7 +31,7 @@ _SETTINGS = (
     f"PRAGMA busy_timeout={BUSY_MS}",
     "PRAGMA synchronous=FULL",
     f"PRAGMA wal_autocheckpoint={CHECKPOINT // PAGE}",
-    f"PRAGMA journal_size_limit={4 * CHECKPOINT}",
+    f"PRAGMA journal_size_limit={CHECKPOINT}",
     "PRAGMA temp_store=MEMORY",
 )
 

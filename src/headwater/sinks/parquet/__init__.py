@@ -1,10 +1,10 @@
 """Parquet files as a target. URLs: `parquet:folder`, relative to the configuration, or `parquet:` before any
 `pyarrow.fs` URL (`parquet:s3://bucket/lake`).
 
-One folder a stream, named like a table. What plain readers glob, `<folder>/<table>/*.parquet`, is always right: in mode
-`current` it is one file, `current.parquet`, that is replaced whole; in mode `history` it is a sequence of files of which
-only the last is ever replaced, by a longer one. Batches are durable before that, as parts beside a manifest in
-`<table>/_headwater/`; a replaced file's metadata says at which cursor it stands.
+One folder a stream, named like a table. What plain readers glob, `<folder>/<table>/*.parquet`, is right at any moment:
+in mode `current` it is one file, `current.parquet`, that is replaced whole; in mode `history` it is a sequence of files
+of which only the last is ever replaced, by a longer one. Batches are durable before that, as parts beside a manifest
+in `<table>/_headwater/`; a published file's metadata says at which cursor it stands.
 
 The manifest is the commit: a write is a part file and then a new manifest, each by an atomic rename. On a local disk a
 lock keeps a second writer out; on an object store, whose rename cannot compare, only the manifest's cursor does, and

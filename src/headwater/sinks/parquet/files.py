@@ -8,11 +8,9 @@ from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from headwater.errors import SinkError
-from headwater.mapping.evolve import default_scalar
-from headwater.model import Op
+from headwater.sinks import shaping
 from headwater.sinks.parquet.store import Fill, Store
 from headwater.sinks.upsert import Table
 
@@ -20,8 +18,6 @@ GROUP = 122_880
 """Rows of a row group: DuckDB's own, so that it reads groups in parallel."""
 
 READ_ROWS = 65_536
-
-LETTERS = pa.array([op.letter for op in Op])
 
 
 def filling(schema: pa.Schema, batches: Iterable[pa.RecordBatch], notes: Mapping[str, str] | None = None) -> Fill:
@@ -58,7 +54,7 @@ def reading(store: Store, name: str, schema: pa.Schema, table: Table) -> Iterato
     try:
         with closing(store.open(name)) as stream, parquet.ParquetFile(stream) as file:
             for batch in file.iter_batches(READ_ROWS):
-                yield _shaped(batch, schema, table)
+                yield shaping.reshaped(batch, schema, table)
     except FileNotFoundError as error:
         raise _damaged(store, name, table, "is gone") from error
     except pa.ArrowInvalid as error:
@@ -89,35 +85,3 @@ def _damaged(store: Store, name: str, table: Table, what: str) -> SinkError:
         f"{store.path(name)} {what}, and the manifest of stream {table.contract.stream} names it",
         hint="`headwater sink rebuild` writes the table anew",
     )
-
-
-def _shaped(batch: pa.RecordBatch, schema: pa.Schema, table: Table) -> pa.RecordBatch:
-    arrays = [_column(batch, field, table) for field in schema]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _column(batch: pa.RecordBatch, field: pa.Field, table: Table) -> pa.Array:
-    if field.name not in batch.schema.names:
-        return _filled(batch, field, table)
-    array = batch.column(field.name)
-    if field.name == "_op" and array.type == pa.string():
-        return _numbered(array)
-    return array.cast(field.type)
-
-
-def _numbered(letters: pa.Array) -> pa.Array:
-    """Published files show operations by their letters."""
-    return pc.add(pc.index_in(letters, LETTERS), 1).cast(pa.int8())
-
-
-def _filled(batch: pa.RecordBatch, field: pa.Field, table: Table) -> pa.Array:
-    """A column that a newer contract added. Deletes carry nothing but a key, so they get no default."""
-    spec = table.contract.all_fields.get(field.name)
-    if spec is None or spec.default is None:
-        return pa.nulls(batch.num_rows, field.type)
-    value = default_scalar(spec)
-    if "_op" not in batch.schema.names:
-        return pa.repeat(value, batch.num_rows)
-    numbers = _column(batch, pa.field("_op", pa.int8()), table)
-    bare = pc.is_in(numbers, pa.array([Op.DELETE, Op.TRUNCATE], pa.int8()))
-    return pc.if_else(bare, pa.scalar(None, field.type), value)

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from headwater.faults import failpoint
 from headwater.mapping.fold import fold
 from headwater.model import TIMESTAMP
+from headwater.sinks import shaping
 from headwater.sinks.parquet import files
 from headwater.sinks.parquet.manifest import FOLDER, Manifest
 from headwater.sinks.parquet.merge import Merge, matches, newer
@@ -197,6 +198,6 @@ def _history_rows(store: Store, table: Table, manifest: Manifest) -> Iterator[pa
 def _lettered(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         place = batch.schema.get_field_index("_op")
-        letters = files.LETTERS.take(pc.subtract(batch.column(place), pa.scalar(1, pa.int8())))
+        letters = shaping.LETTERS.take(pc.subtract(batch.column(place), pa.scalar(1, pa.int8())))
         arrays = [letters if i == place else column for i, column in enumerate(batch.columns)]
         yield pa.RecordBatch.from_arrays(arrays, schema=schema)

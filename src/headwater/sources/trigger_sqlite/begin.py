@@ -92,9 +92,13 @@ class Settler:
 
     def settle(self, capture: Capture, broken: Mapping[str, SourceError]) -> None:
         known = self._place.loads.get(capture.stream)
+        if capture.stream in broken:
+            if known is not None:
+                self.loads[capture.stream] = dataclasses.replace(known, again=True)
+            return
         if known is None or known.token != capture.load.token:
             load = self._first(capture)
-        elif capture.stream in broken or (known.state == READING and not self._restart):
+        elif known.state == READING and not self._restart:
             load = known  # a reading under way is finished first: its first part is staged already
         elif self._gap or missed(self._arrangement, capture, known):
             load = self._compared(capture, known)
@@ -124,20 +128,19 @@ class Settler:
         table = capture.table.name
         if not self._gap:
             what = "the rows are compared" if capture.key else "and rows without a key cannot be compared"
-            text = (
-                f"triggers of table {table} were gone or altered: what happened between {_spelt(self._checked)} and "
-                f"{_spelt(utc_now())} was not seen one by one; {what}"
-            )
+            why = "the stream could not be captured" if known.again else "the table's triggers were gone or altered"
+            when = f"between {_spelt(self._checked)} and {_spelt(utc_now())}"
+            text = f"table {table}: {why}; what happened {when} was not seen one by one, {what}"
             self.notes.append(Note(capture.stream, "gap", text))
         if not capture.key:
             start = max(self._place.id, self._arrangement.repairs.get(table, 0))
-            return dataclasses.replace(known, start=start, table=table)
+            return dataclasses.replace(known, start=start, table=table, again=False)
         return StreamLoad(known.token, table, READING, reload=Reload.DIFFERENCE.value)
 
 
 def missed(arrangement: Arrangement, capture: Capture, load: StreamLoad) -> bool:
     """Whether changes of the stream's table since its load began may be missing."""
-    return load.table != capture.table.name or arrangement.repairs.get(capture.table.name, 0) > load.start
+    return load.again or load.table != capture.table.name or arrangement.repairs.get(capture.table.name, 0) > load.start
 
 
 def _spelt(moment: datetime.datetime) -> str:

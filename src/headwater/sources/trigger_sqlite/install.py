@@ -64,9 +64,13 @@ class Arrangement:
     """Table -> the marker from which on its changes are seen without a hole: a stream whose load began before it has
     missed some. Stored with the triggers, in one step, so that a crash cannot hide it."""
     broken: dict[str, SourceError]
-    """Tables that cannot be captured as asked, and why."""
+    """Streams that cannot be captured as asked, and why."""
     marker: int | None
     """The id of the marker row, when anything was made."""
+
+
+Wanted = Mapping[str, Mapping[str, frozenset[str]]]
+"""Table -> stream -> columns."""
 
 
 def find(connection: Connection, names: Names) -> Found:
@@ -93,11 +97,14 @@ def find(connection: Connection, names: Names) -> Found:
     return Found(stored["incarnation"], width, layouts, active, recorded, present, repairs)
 
 
-def arrange(connection: Connection, names: Names, wanted: Mapping[str, frozenset[str]]) -> Arrangement:
-    """Make triggers for the tables and columns `wanted`, and take away those that are not. Raises `Busy`."""
+def arrange(connection: Connection, names: Names, wanted: Wanted) -> Arrangement:
+    """Make triggers for the tables and columns `wanted`, and take away those that are not. Raises `Busy`.
+
+    When not one stream can be captured as asked, everything stays as it is.
+    """
     with connection.transaction():
         plan = _plan(connection, names, wanted)
-    if not plan.differs:
+    if not plan.differs or (plan.arrangement.broken and not plan.arrangement.active):
         return plan.arrangement
     with _explained(connection), connection.transaction("IMMEDIATE"):
         arrangement = _made(connection, names, _plan(connection, names, wanted))
@@ -115,7 +122,7 @@ def _explained(connection: Connection) -> Iterator[None]:
             raise
         raise SourceError(
             f"{connection.path} cannot be written: triggers cannot be made",
-            hint="give this user write permission on the file and its folder, or use `pattern: query`, which only reads",
+            hint="give this user write permission on the file and its folder, or use `pattern: query`: it only reads",
         ) from error
 
 
@@ -130,7 +137,7 @@ def lift(connection: Connection, names: Names) -> Found:
 def relay(connection: Connection, names: Names, lifted: Found, *, complete: bool) -> Arrangement:
     """Make triggers again for the tables and columns that are left. `complete`: no row was changed meanwhile."""
     wanted = {table: _left(connection, table, lifted.layouts[number]) for table, number in lifted.active.items()}
-    plan = _plan(connection, names, {table: columns for table, columns in wanted.items() if columns is not None})
+    plan = _plan(connection, names, {table: {"": columns} for table, columns in wanted.items() if columns is not None})
     plan = dataclasses.replace(plan, holed=frozenset() if complete else plan.holed)
     return _made(connection, names, plan)
 
@@ -159,18 +166,16 @@ class _Plan:
         )
 
 
-def _plan(connection: Connection, names: Names, wanted: Mapping[str, frozenset[str]]) -> _Plan:
+def _plan(connection: Connection, names: Names, wanted: Wanted) -> _Plan:
     found = find(connection, names)
     layouts, active, shapes = dict(found.layouts), {}, {}
     texts: dict[str, str] = {}
     holed: set[str] = set()
     broken: dict[str, SourceError] = {}
-    for table, columns in sorted(wanted.items()):
-        try:
-            shape = shape_of(connection, table, tuple(found.present))
-            _check_columns(shape, columns)
-        except SourceError as error:
-            broken[table] = error
+    for table, streams in sorted(wanted.items()):
+        shape = _shape(connection, table, streams, found, broken)
+        columns = frozenset[str]().union(*(c for stream, c in streams.items() if stream not in broken))
+        if shape is None or broken.keys() >= streams.keys():
             continue
         layout = _layout(shape, columns, layouts, found.active.get(table))
         layouts[layout.number], active[table], shapes[table] = layout, layout, shape
@@ -189,6 +194,27 @@ def _plan(connection: Connection, names: Names, wanted: Mapping[str, frozenset[s
         None,
     )
     return _Plan(found, arrangement, texts, frozenset(holed))
+
+
+def _shape(
+    connection: Connection,
+    table: str,
+    streams: Mapping[str, frozenset[str]],
+    found: Found,
+    broken: dict[str, SourceError],
+) -> Shape | None:
+    """The table, if it can have triggers; what is wrong goes to `broken`, by stream."""
+    try:
+        shape = shape_of(connection, table, tuple(found.present))
+    except SourceError as error:
+        broken.update(dict.fromkeys(streams, error))
+        return None
+    for stream, columns in streams.items():
+        try:
+            _check_columns(shape, columns)
+        except SourceError as error:
+            broken[stream] = error
+    return shape
 
 
 def _check_columns(shape: Shape, columns: frozenset[str]) -> None:

@@ -39,6 +39,8 @@ class StreamLoad:
     """Rows looked at so far: the next row's ordinal."""
     schema: int = 0
     """The schema version at the load's start: VACUUM raises it, and gives new rowids."""
+    again: bool = False
+    """The stream could not be captured for a while, and the position went on without it."""
     reload: str = ""
     """Of a reading: how its rows are to be taken."""
 

@@ -20,7 +20,7 @@ from headwater.dialects.sqlite import SqliteDialect, open_dialect
 from headwater.drivers.sqlite import Connection, quoted
 from headwater.errors import Busy, SourceError
 from headwater.faults import failpoint
-from headwater.model import Batch, Changes, Note, Order, Position, Reading, Reload, SourceState, utc_now
+from headwater.model import Batch, Changes, Note, Order, Position, Reading, Reload, SourceState, TableId, utc_now
 from headwater.protocols import Capture
 from headwater.sources.trigger_sqlite import begin, changes, load
 from headwater.sources.trigger_sqlite.changes import Fetcher, Target
@@ -279,26 +279,22 @@ class _Session:
     # the schema
 
     def _arrange(self) -> None:
-        wanted: dict[str, frozenset[str]] = {}
-        for capture in self._captures.values():
-            table = capture.table.name
-            wanted[table] = wanted.get(table, frozenset()) | frozenset(capture.columns)
+        wanted: dict[str, dict[str, frozenset[str]]] = {}
+        for stream, capture in self._captures.items():
+            wanted.setdefault(capture.table.name, {})[stream] = frozenset(capture.columns)
         self._arrangement = arrange(self._connection, self._names, wanted)
-        self._targets = {}
-        for table, columns in wanted.items():
-            if table in self._arrangement.active:
-                described = self._dialect.table(next(c.table for c in self._captures.values() if c.table.name == table))
-                names = tuple(c.name for c in described.columns if c.name in columns)
-                self._targets[table] = Target(described, names, self._arrangement.shapes[table])
         self._find_broken(self._arrangement)
+        self._targets = {}
+        for table, shape in self._arrangement.shapes.items():
+            kept = frozenset[str]().union(*(c for stream, c in wanted[table].items() if stream not in self.broken))
+            described = self._dialect.table(TableId("", table))
+            names = tuple(column.name for column in described.columns if column.name in kept)
+            self._targets[table] = Target(described, names, shape)
 
     def _find_broken(self, arrangement: Arrangement) -> None:
         before = dict(self.broken)
         self.broken.clear()
-        for stream, capture in self._captures.items():
-            error = arrangement.broken.get(capture.table.name)
-            if error is None:
-                continue
+        for stream, error in arrangement.broken.items():
             text = f"stream {stream}: {error.message}"
             self.broken[stream] = SourceError(text, hint=error.hint)
             if stream not in before or before[stream].message != text:

@@ -124,58 +124,44 @@ class _Writer:
         return [self._forget_old(), *(self._remember(unique, other) for unique in self._shape.uniques)]
 
     def after_insert(self) -> list[str]:
-        gone = self._gone(f"{P}.")
         same = self._same(self._at(self._row), self._in(f"{P}."))
         joined = f"LEFT JOIN {self._pending} AS {P} ON {P}.t = {self._t} AND {same}"
         op = f"CASE WHEN {P}.n IS NULL THEN {Op.CREATE:d} ELSE {Op.UPDATE:d} END"
+        written = f"FROM {self._from} {joined} WHERE {self._here()}"
         return [
-            self._record(
-                Op.DELETE, self._slots(f"{P}."), None, f"FROM {self._pending} AS {P} WHERE {P}.t = {self._t} AND {gone}"
-            ),
-            self._record(
-                op,
-                self._slots(f"{P}."),
-                self._values(self._row),
-                f"FROM {self._from} {joined} WHERE {self._here()}",
-            ),
-            f"DELETE FROM {self._pending} WHERE t = {self._t} "
-            f"AND ({self._same(self._at('NEW'), self._in(''))} OR {self._gone('')})",
+            self._record_gone(self._gone(f"{P}.")),
+            self._record(op, self._slots(f"{P}."), self._values(self._row), written),
+            self._forget(f"{self._same(self._at('NEW'), self._in(''))} OR {self._gone('')}"),
         ]
 
     def after_update(self) -> list[str]:
         moved = f"NOT ({self._same(self._at('OLD'), self._at('NEW'))})"
-        here = self._here()
-        replaced = f"({self._gone(f'{P}.')} OR ({moved} AND {self._same(self._at('NEW'), self._in(f'{P}.'))}))"
-        settled = f"({self._gone('')} OR ({moved} AND {self._same(self._at('NEW'), self._in(''))}))"
-        old = self._values("OLD")
+        here, old = self._here(), self._values("OLD")
+        replaced, settled = (
+            f"{self._gone(prefix)} OR ({moved} AND {self._same(self._at('NEW'), self._in(prefix))})"
+            for prefix in (f"{P}.", "")
+        )
+        vanished = f"WHERE {moved} AND NOT EXISTS (SELECT 1 FROM {self._from} WHERE {here})"
+        returned = f"FROM {self._from} WHERE {moved} AND {self._back()}"
         return [
-            self._record(
-                Op.DELETE,
-                self._slots(f"{P}."),
-                None,
-                f"FROM {self._pending} AS {P} WHERE {P}.t = {self._t} AND {replaced}",
-            ),
+            self._record_gone(replaced),
             self._record(Op.UPDATE, old, self._values(self._row), f"FROM {self._from} WHERE {here}"),
-            self._record(
-                Op.DELETE, old, None, f"WHERE {moved} AND NOT EXISTS (SELECT 1 FROM {self._from} WHERE {here})"
-            ),
-            self._record(
-                Op.CREATE,
-                None,
-                self._values(self._row),
-                f"FROM {self._from} WHERE {moved} AND {self._back()}",
-            ),
-            f"DELETE FROM {self._pending} WHERE t = {self._t} AND {settled}",
+            self._record(Op.DELETE, old, None, vanished),
+            self._record(Op.CREATE, None, self._values(self._row), returned),
+            self._forget(settled),
             self._refresh(),
         ]
 
     def after_delete(self) -> list[str]:
-        back = f"LEFT JOIN {self._from} ON {self._back()}"
+        """Also told apart here: replaced rows whose cascade has deleted the very row that replaced them."""
+        back = f"FROM (SELECT 1) LEFT JOIN {self._from} ON {self._back()}"
         present = f"{self._row}.{self._shape.identity[0].name} IS NOT NULL"
         op = f"CASE WHEN {present} THEN {Op.UPDATE:d} ELSE {Op.DELETE:d} END"
+        mine = self._same(self._at("OLD"), self._in(f"{P}."))
         return [
-            self._record(op, self._values("OLD"), self._values(self._row), f"FROM (SELECT 1) {back}"),
-            f"DELETE FROM {self._pending} WHERE t = {self._t} AND {self._same(self._at('OLD'), self._in(''))}",
+            self._record_gone(f"NOT ({mine}) AND {self._gone(f'{P}.')}"),
+            self._record(op, self._values("OLD"), self._values(self._row), back),
+            self._forget(f"{self._same(self._at('OLD'), self._in(''))} OR {self._gone('')}"),
         ]
 
     # parts
@@ -184,6 +170,14 @@ class _Writer:
         columns = ", ".join(["t", "op", *([self._olds] if old else []), *([self._news] if new else [])])
         values = ", ".join([str(self._t), op if isinstance(op, str) else f"{op:d}", *filter(None, (old, new))])
         return f"INSERT INTO {self._change}({columns}) SELECT {values} {rest}"
+
+    def _record_gone(self, condition: str) -> str:
+        """Deletes of remembered rows that were replaced."""
+        source = f"FROM {self._pending} AS {P} WHERE {P}.t = {self._t} AND ({condition})"
+        return self._record(Op.DELETE, self._slots(f"{P}."), None, source)
+
+    def _forget(self, condition: str) -> str:
+        return f"DELETE FROM {self._pending} WHERE t = {self._t} AND ({condition})"
 
     def _remember(self, unique: Unique, condition: str) -> str:
         known = (
