@@ -21,6 +21,8 @@ from headwater.errors import ConfigError
 FORMAT = 1
 FILE = "headwater.yaml"
 
+NAME_PATTERN = r"^[a-z][a-z0-9-]{0,39}$"
+
 Pattern = Literal["log", "query", "trigger", "outbox"]
 
 
@@ -159,7 +161,7 @@ class Config(Frozen):
     """The whole pipeline."""
 
     headwater: Literal[1] = 1
-    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")
+    name: str = Field(pattern=NAME_PATTERN)
     """Prefixes everything that is made outside the process."""
     bus: BusConfig = BusConfig()
     sources: dict[Name, SourceConfig]

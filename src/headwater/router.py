@@ -37,6 +37,9 @@ from headwater.model import (
 )
 from headwater.protocols import Bus
 
+_TRUNCATE, _DELETE = (pa.scalar(int(op), pa.int8()) for op in (Op.TRUNCATE, Op.DELETE))
+"""Typed: Arrow looks for other packages each time it has to guess the type of a Python number."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Route:
@@ -209,11 +212,11 @@ class Router:
     def _expanded(self, route: Route, events: list[Events]) -> Iterator[Events]:
         """`on_truncate: expand`: the deletes that a TRUNCATE stands for."""
         for part in events:
-            truncate = pc.equal(part.data.column("_op"), int(Op.TRUNCATE))
-            if not route.mapping.expands_truncate or not pc.any(truncate).as_py():
+            place = pc.index(part.data.column("_op"), _TRUNCATE).as_py()
+            if place < 0 or not route.mapping.expands_truncate:
                 yield part
                 continue
-            row = part.data.filter(truncate).slice(0, 1)
+            row = part.data.slice(place, 1)
             since = Order(*(row.column(name)[0].as_py() for name in ("_epoch", "_commit", "_index")))
             empty = self._begun(route)
             empty.difference.add(dataclasses.replace(part, data=part.data.slice(0, 0)))
@@ -250,7 +253,7 @@ def _without_deletes_of(events: Events, key: tuple[str, ...], kept: set[str]) ->
     """A row that broke the contract is not gone, although the reading lacks it."""
     if not kept:
         return [events]
-    deleted = pc.equal(events.data.column("_op"), int(Op.DELETE))
+    deleted = pc.equal(events.data.column("_op"), _DELETE)
     known = pc.is_in(canonical_keys(events.data, key), pa.array(sorted(kept), pa.string()))
     return _masked(events, pc.invert(pc.and_(deleted, known)))
 

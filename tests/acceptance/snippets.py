@@ -17,6 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 _FENCE = re.compile(r"^```(\w+)(?: +(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SECONDS = 120
+"""After which a snippet that does not end is a failure."""
 _ELSEWHERE = ("make ", "pip ", ".ci/")
 
 
@@ -73,7 +75,13 @@ def _shell(text: str, where: str) -> str:
 def _ran(command: list[str], directory: Path, where: str) -> str:
     here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     ended = subprocess.run(
-        command, cwd=directory, env={**os.environ, "PATH": here}, capture_output=True, text=True, check=False
+        command,
+        cwd=directory,
+        env={**os.environ, "PATH": here},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
     )
     assert ended.returncode == 0, f"{where} ended with {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
     return ended.stdout

@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 
 from headwater import plugins
-
-pytest.register_assert_rewrite("headwater.testing.buses")
-
-from headwater.testing.buses import Bench, BusConformance  # noqa: E402
+from headwater.testing.buses import Bench, BusConformance
 
 
 class TestBuses(BusConformance):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import sqlite3
 import subprocess
@@ -14,12 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from headwater.buses.embedded import EmbeddedBus, lock, open_bus, restore, schema, store
 from headwater.config import BusConfig
-from headwater.errors import AppenderBusy, BusDamaged, BusError, ConfigError, CursorMismatch
+from headwater.errors import AppenderBusy, BusDamaged, BusError, Busy, ConfigError, CursorMismatch
 from headwater.model import Cursor, Mapped, Parked
 from headwater.testing.buses import (
     SOURCE,
@@ -93,10 +91,9 @@ def test_a_flipped_bit_is_found_or_harmless(bench: Bench, file: Path, where: int
         assert isinstance(damaged, EmbeddedBus)
         found: list[Any] = everything(damaged)
         problems = damaged.check()
-    except BusError as error:
-        assert str(file) in str(error)
-        return
-    assert found == before or problems
+    except BusDamaged as error:
+        found, problems = [], [error.message]
+    assert found == before or any(str(file) in problem or STREAM in problem for problem in problems)
 
 
 def _altered(file: Path, sql: str, *values: Any) -> None:
@@ -168,8 +165,7 @@ def test_a_file_cut_short_is_refused(bench: Bench, file: Path, left: float) -> N
     with open(file, "r+b") as handle:
         handle.truncate(int(left if left > 1 else left * size))
     with pytest.raises(BusDamaged, match=str(file)):
-        bus = bench.open()
-        list(bus.read(STREAM, after=None, follow=False))
+        list(bench.open().read(STREAM, after=None, follow=False))
 
 
 def test_another_sqlite_file_is_refused(bench: Bench, file: Path) -> None:
@@ -348,14 +344,17 @@ def _noise(commit: int, size: int) -> Mapped:
     return Mapped([events([{"id": commit, "name": os.urandom(size // 2).hex(), "commit": commit}])])
 
 
-def _fill_up(bus: EmbeddedBus, free: Callable[[], None]) -> None:
-    commit = 0
-    with pytest.raises(BusError, match=r"bus\.db.*nothing of this step was kept") as full:
+def _fill_up(bus: EmbeddedBus, free: Callable[[], object]) -> None:
+    def forever() -> None:
         for commit in range(1000):
             bus.append(_noise(commit, 200_000), source=SOURCE, position=position(commit))
+
+    with pytest.raises(BusError, match=r"bus\.db.*nothing of this step was kept") as full:
+        forever()
     assert "df -h" in full.value.hint
-    assert commit > 1
-    assert bus.position(SOURCE) == position(commit - 1)
+    last = bus.position(SOURCE)
+    assert last is not None
+    commit = last.commit + 1
     assert commits_of(bus.read(STREAM, after=None, follow=False)) == list(range(commit))
     free()
     bus.append(_noise(commit, 200_000), source=SOURCE, position=position(commit))
@@ -398,7 +397,7 @@ def test_a_file_that_may_grow_no_more(bench: Bench) -> None:
     assert isinstance(bus, EmbeddedBus)
     bus.declare([declaration()])
     bus._store._writer.execute("PRAGMA max_page_count=150")
-    _fill_up(bus, lambda: bus._store._writer.execute("PRAGMA max_page_count=100000") and None)
+    _fill_up(bus, lambda: bus._store._writer.execute("PRAGMA max_page_count=100000"))
 
 
 # other processes
@@ -551,7 +550,7 @@ def test_the_write_lock_held_too_long(bench: Bench, file: Path, monkeypatch: pyt
     bus = filled(bench)
     other = sqlite3.connect(file, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(store.Busy, match="another process has held the write lock"):
+    with pytest.raises(Busy, match="another process has held the write lock"):
         bus.append(Mapped(), source=SOURCE, position=position(200))
     other.execute("ROLLBACK")
     other.close()
@@ -564,20 +563,20 @@ def test_a_large_append_stays_within_bounded_memory(tmp_path: Path) -> None:
         """
         import resource, sys
         import numpy as np, pyarrow as pa
-        from headwater.model import Mapped
+        from headwater.model import Events, Mapped
         from headwater.testing.buses import SOURCE, STREAM, Bench, declaration, numbered, position
-        from headwater.model import Events
-        rows = 50_000
-        sample = numbered(1).data
+        rows, width = 50_000, 100
+        schema = numbered(1).data.schema
         def large():
             dice = np.random.default_rng(1)
-            for part in range(60):
-                names = pa.array(dice.bytes(rows * 100)[i * 100:i * 100 + 50].hex() for i in range(rows))
-                place = np.arange(part * rows, (part + 1) * rows)
-                one, none = np.ones(rows), pa.nulls(rows)
-                columns = [one, one, place, one, none, none, place, names]
-                arrays = [pa.array(c).cast(f.type, safe=False) for c, f in zip(columns, sample.schema)]
-                yield Events(STREAM, 1, pa.RecordBatch.from_arrays(arrays, schema=sample.schema), source=SOURCE)
+            for part in range(30):
+                letters = pa.py_buffer(dice.integers(33, 127, rows * width, dtype=np.uint8))
+                ends = pa.py_buffer(np.arange(rows + 1, dtype=np.int32) * width)
+                one, none = pa.array(np.ones(rows)), pa.nulls(rows)
+                place = pa.array(np.arange(part * rows, (part + 1) * rows))
+                columns = [one, one, place, one, none, none, place, pa.StringArray.from_buffers(rows, ends, letters)]
+                arrays = [column.cast(f.type, safe=False) for column, f in zip(columns, schema)]
+                yield Events(STREAM, 1, pa.RecordBatch.from_arrays(arrays, schema=schema), source=SOURCE)
         with Bench("embedded", sys.argv[1]) as bench:
             bus = bench.open()
             bus.declare([declaration()])
@@ -591,11 +590,6 @@ def test_a_large_append_stays_within_bounded_memory(tmp_path: Path) -> None:
     )
     head, stored, grown = map(int, _line(process).split())
     process.communicate(timeout=WAIT)
-    assert head == 60 * 50_000
-    assert stored > 200
-    assert grown < 180
-
-
-def test_memory_is_measured_in_kilobytes_here() -> None:
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 1000
-    assert pa.total_allocated_bytes() >= 0
+    assert head == 30 * 50_000
+    assert stored > 150
+    assert grown < 140, "megabytes"

@@ -159,6 +159,17 @@ def test_a_deleted_or_hand_made_version_is_noticed(store: ContractStore) -> None
     assert [(found.version, found.found) for found in store.tampered()] == [(1, "missing"), (2, "unrecorded")]
 
 
+def test_nothing_is_accepted_on_top_of_an_edited_history(store: ContractStore) -> None:
+    path = store.accept(STREAM)
+    path.write_text(TEXT.replace("string", "string, optional: true"))
+    write(store, NEXT.replace("mode: {type: string}", "mode: {type: string, optional: true}"))
+    with pytest.raises(ContractError, match="accepted version 1 of `learning.enrollment` is changed"):
+        store.accept(STREAM)
+    path.write_text(TEXT)
+    with pytest.raises(ContractError, match="NULL_ALLOWED"):
+        store.accept(STREAM)
+
+
 def test_other_line_ends_are_no_edit(store: ContractStore) -> None:
     path = store.accept(STREAM)
     path.write_bytes(TEXT.replace("\n", "\r\n").encode())

@@ -159,6 +159,24 @@ def test_uuids_are_canonical() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("spec", "kind"),
+    [
+        ("uuid", pa.string()), ("uuid", pa.binary()), ("bool", pa.int64()), ("float32", pa.float64()),
+        ("float64", pa.decimal128(9, 2)), ("decimal(9,2)", pa.float64()), ("decimal(9,2)", pa.int64()),
+        ("json", pa.string()), ("timestamp", pa.string()), ("list<int32>", pa.list_(pa.int64())),
+    ],
+)  # fmt: skip
+def test_columns_of_nothing_pass_every_cast(spec: str, kind: pa.DataType) -> None:
+    """Of no rows (a batch of deletes alone), and of nulls alone."""
+    columns = pa.schema([("id", pa.int64()), ("x", kind)])
+    of = mapping({}, contract({"id": {"type": "int64"}, "x": {"type": spec, "optional": True}}), columns=columns)
+    deleted = [change("d", {"id": n, "x": None}, None) for n in range(2)]
+    created = [change("c", None, {"id": n, "x": None}) for n in range(2)]
+    for rows in (deleted, created):
+        assert [(e["id"], e["x"]) for e in mapped(of, rows, columns=columns)] == [(0, None), (1, None)]
+
+
 def test_nested_values_are_cast_inside() -> None:
     kind = pa.list_(pa.struct([("sku", pa.string()), ("count", pa.int64())]))
     spec = {"type": "list<struct<sku: string, count: int32>>"}
@@ -166,6 +184,21 @@ def test_nested_values_are_cast_inside() -> None:
     good, bad = tried(spec, kind, [lines, [{"sku": "b", "count": 2**40}]])
     assert good == [lines]
     assert bad[0][0] == "list<struct<sku: string, count: int32>>"
+
+
+def test_nested_values_that_would_need_a_guess_are_refused() -> None:
+    for spec, kind in (
+        ("list<timestamp>", pa.list_(pa.timestamp("us"))),
+        ("list<decimal(5,2)>", pa.list_(pa.float64())),
+        ("struct<a: float32>", pa.struct([("a", pa.float64())])),
+        ("list<int64>", pa.int64()),
+        ("string", pa.list_(pa.string())),
+        ("string", pa.month_day_nano_interval()),
+        ("json", pa.int64()),
+        ("uuid", pa.int64()),
+    ):
+        with pytest.raises(MappingError, match="values do not pass without a guess"):
+            tried({"type": spec}, kind, [])
 
 
 def test_f54_first_thing_wrong_with_a_row_is_its_reason() -> None:

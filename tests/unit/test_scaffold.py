@@ -19,16 +19,17 @@ from headwater import config as configuration
 from headwater import plugins
 from headwater.check import check, look
 from headwater.config import SourceConfig, StreamConfig
+from headwater.contracts.naming import snake
 from headwater.contracts.store import ContractStore
 from headwater.dialects import Column, ForeignKey, Table
+from headwater.doctor.choice import choose, cursor_of
 from headwater.drivers.sqlite import quoted
 from headwater.errors import ConfigError
 from headwater.model import TIMESTAMP, TableId
 from headwater.protocols import Guarantee
 from headwater.scaffold import scaffold
-from headwater.scaffold.choice import choose, cursor_of
 from headwater.scaffold.privacy import looks
-from headwater.scaffold.words import key_field, name_tables, reference_field, singular, snake
+from headwater.scaffold.words import key_field, name_tables, reference_field, singular
 
 ARROW = {"int64": pa.int64(), "string": pa.string(), "timestamp": TIMESTAMP, "decimal(10,2)": pa.decimal128(10, 2)}
 
@@ -128,14 +129,14 @@ def test_writes_a_project_that_loads_and_checks_without_errors(database: Path) -
         "vocabulary.yaml",
         "contracts/auth.user.yaml",
         "contracts/lms.course_overview.yaml",
-        "contracts/student.courseenrollment.yaml",
+        "contracts/student.course_enrollment.yaml",
     ]
     config = configuration.load(database.parent / "headwater.yaml")
     assert config.name == "lms"
     assert {name: stream.table for name, stream in config.streams.items()} == {
         "auth.user": "auth_user",
         "lms.course_overview": "course_overview",
-        "student.courseenrollment": "student_courseenrollment",
+        "student.course_enrollment": "student_courseenrollment",
     }
     assert {stream.pattern for stream in config.streams.values()} == {"trigger"}
     assert config.sources["lms"].url.get_secret_value() == "sqlite:///lms.db"
@@ -148,10 +149,10 @@ def test_writes_a_project_that_loads_and_checks_without_errors(database: Path) -
 def test_names_come_from_entities_and_references_have_roles(database: Path) -> None:
     scaffold("sqlite:///lms.db")
     store = ContractStore(database.parent / "contracts")
-    enrollment = store.working("student.courseenrollment")
-    assert enrollment.key == ("courseenrollment_id",)
+    enrollment = store.working("student.course_enrollment")
+    assert enrollment.key == ("course_enrollment_id",)
     assert {name: (spec.type, spec.optional, spec.ref) for name, spec in enrollment.fields.items()} == {
-        "courseenrollment_id": ("int64", False, None),
+        "course_enrollment_id": ("int64", False, None),
         "user_id": ("int64", False, "user"),
         "course_overview_id": ("string", False, "course_overview"),
         "invited_by_user_id": ("int64", True, "user"),
@@ -159,8 +160,8 @@ def test_names_come_from_entities_and_references_have_roles(database: Path) -> N
         "before_value": ("string", True, None),
     }
     config = configuration.load(database.parent / "headwater.yaml")
-    assert config.streams["student.courseenrollment"].fields == {
-        "courseenrollment_id": "id",
+    assert config.streams["student.course_enrollment"].fields == {
+        "course_enrollment_id": "id",
         "course_overview_id": "course_id",
         "invited_by_user_id": "invited_by_id",
         "before_value": "before",
@@ -312,6 +313,30 @@ def test_a_relative_url_is_written_as_seen_from_the_project(database: Path) -> N
     assert config.sources["lms"].url.get_secret_value() == f"sqlite:///{database.resolve()}"
 
 
+def test_a_file_that_is_no_url(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`lms\.db` is no URL of a database") as caught:
+        scaffold("lms.db", tmp_path)
+    assert caught.value.hint == "for a SQLite file, write sqlite:///lms.db"
+
+
+def test_a_name_that_cannot_be_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="`My LMS` cannot be a pipeline's name"):
+        scaffold("sqlite:///lms.db", tmp_path, name="My LMS")
+
+
+def test_names_are_no_longer_than_they_may_be() -> None:
+    long = "x" * 80
+    (naming,) = name_tables([long], pipeline="p").values()
+    key = key_field("id", naming.entity)
+    assert (len(naming.entity), len(key), key[-3:]) == (63, 63, "_id")
+    assert len(reference_field("invited_by_id", naming.entity, key)) == 63
+
+
+def test_the_namespace_of_headwater_is_its_own() -> None:
+    (naming,) = name_tables(["note"], pipeline="headwater-demo").values()
+    assert naming.stream == "db_headwater_demo.note"
+
+
 def test_nothing_to_publish_says_why(database: Path) -> None:
     with pytest.raises(ConfigError, match="access_log: a table without a primary key"):
         scaffold("sqlite:///lms.db", tables=["access_log"])
@@ -365,6 +390,24 @@ def test_a_prefix_that_tables_share_is_a_namespace_unless_it_is_an_entity() -> N
         "order_lines": "my_db.order_line",
         "note": "my_db.note",
     }
+
+
+def test_words_that_are_written_together_are_parted_where_the_database_knows_them() -> None:
+    tables = [
+        "student_courseenrollment",
+        "student_manualenrollmentaudit",
+        "student_userprofile",
+        "student_registration",
+    ]
+    named = name_tables(
+        tables, pipeline="p", columns=["course_id", "user_id", "enrollment_state", "manual_reason", "region"]
+    )
+    assert [naming.entity for naming in named.values()] == [
+        "course_enrollment",
+        "manual_enrollment_audit",
+        "user_profile",
+        "registration",
+    ]
 
 
 def test_streams_and_entities_are_unique() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,4 +104,4 @@ def accept(streams: Some = None, config: File = FILE, allow: Allow = None) -> No
     """
     store = _store(config)
     for stream in streams or [name for name in store.streams() if store.has_working(name)]:
-        print(f"accepted {store.accept(stream, allow=allow or ())}")
+        print(f"accepted {os.path.relpath(store.accept(stream, allow=allow or ()))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,7 @@ def init(
 
     written = scaffold(url, directory, tables=table or None, name=name or None)
     for path in written:
-        print(f"wrote {path}")
+        print(f"wrote {os.path.relpath(path)}")
     print("next: read them, then `headwater check` and `headwater run`")
 
 

@@ -113,6 +113,7 @@ class ContractStore:
             self._record(target)
             return target
         self._check_number(contract)
+        self._check_history(stream)
         if found := self.judge(stream, allow=allow):
             raise ContractError(
                 "\n".join(map(str, found)),
@@ -174,6 +175,12 @@ class ContractStore:
             f"and {target} says something else",
             hint=f"accepted versions are immutable: write `version: {contract.version + 1}` and accept that",
         )
+
+    def _check_history(self, stream: str) -> None:
+        """What was edited cannot be compared with: it no longer says what readers were promised."""
+        for tampered in self.tampered(stream):
+            if tampered.found != "unrecorded":
+                raise ContractError(str(tampered), hint="restore the file from version control")
 
     def _check_number(self, contract: Contract) -> None:
         newest = self._versions(contract.stream)

@@ -13,10 +13,10 @@ from typing import Literal, Protocol
 from headwater import plugins
 from headwater.config import Config, StreamConfig
 from headwater.dialects import Dialect, Table
+from headwater.doctor.choice import cursor_of, row_key
 from headwater.doctor.sights import SIGHTS, Way
 from headwater.errors import HeadwaterError
 from headwater.model import TableId
-from headwater.scaffold.choice import cursor_of, row_key
 
 __all__ = ["PatternReport", "Probe", "TableReport", "doctor"]
 

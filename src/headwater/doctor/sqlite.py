@@ -8,9 +8,9 @@ from typing import Literal
 from headwater.config import Config, StreamConfig
 from headwater.dialects import Column, Table
 from headwater.doctor import Enabling, Probe
+from headwater.doctor.choice import unindexed_cursors
 from headwater.drivers.sqlite import Connection, path_of, quoted
 from headwater.errors import HeadwaterError
-from headwater.scaffold.choice import unindexed_cursors
 from headwater.sources.trigger_sqlite.install import Found, find
 from headwater.sources.trigger_sqlite.names import Names
 

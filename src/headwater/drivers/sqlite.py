@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 import pyarrow as pa
 
 from headwater.drivers.sqlite_errors import ConstraintError, Interrupted, StatementError
+from headwater.drivers.sqlite_library import engine_module
 from headwater.drivers.sqlite_stdlib import Parameters, StdlibEngine
 from headwater.drivers.sqlite_values import VARIANT, check_physical
 from headwater.errors import ConfigError, SourceError
@@ -196,7 +197,11 @@ class _Budget:
 
 
 def _engine(uri: str, path: str, busy_timeout: float) -> Engine:
-    return StdlibEngine(uri, path, busy_timeout)
+    module = engine_module()
+    if module is None:
+        return StdlibEngine(uri, path, busy_timeout)
+    engine: Engine = module.NativeEngine(uri, path, busy_timeout)
+    return engine
 
 
 def quoted(name: str) -> str:

@@ -14,21 +14,21 @@ from typing import Any
 import pyarrow as pa
 
 from headwater.drivers.sqlite_errors import Interrupted, StatementError, error_of
-from headwater.drivers.sqlite_values import BYTES, EXACT, VARIANT, Misfit, got, with_misfits
-from headwater.errors import SourceError
+from headwater.drivers.sqlite_values import (
+    BYTES,
+    EXACT,
+    VARIANT,
+    Misfit,
+    Undecodable,
+    bindable,
+    check_width,
+    decoded,
+    expected_of,
+    got,
+    with_misfits,
+)
 
 Parameters = Sequence[Any] | Mapping[str, Any]
-
-
-class _Undecodable(bytes):
-    """TEXT that is not UTF-8, kept apart from BLOBs."""
-
-
-def _text(raw: bytes) -> str | _Undecodable:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return _Undecodable(raw)
 
 
 class StdlibEngine:
@@ -43,7 +43,7 @@ class StdlibEngine:
             self._connection = sqlite3.connect(
                 uri, uri=True, timeout=busy_timeout, isolation_level=None, check_same_thread=False
             )
-        self._connection.text_factory = _text
+        self._connection.text_factory = decoded
 
     def execute(self, sql: str, parameters: Parameters) -> list[tuple[Any, ...]]:
         with self._errors():
@@ -55,7 +55,7 @@ class StdlibEngine:
 
     def write(self, sql: str, batch: pa.RecordBatch) -> int:
         """Without the native module each value becomes a Python object."""
-        rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        rows = zip(*(column.to_pylist() for column in bindable(self._path, batch)), strict=True)
         before = self._connection.total_changes
         with self._errors():
             self._connection.executemany(sql, rows)
@@ -85,8 +85,12 @@ class StdlibEngine:
             yield
         except sqlite3.Error as error:
             raise _translated(self._path, error) from error
+        except sqlite3.Warning as error:  # Python 3.11 warns, later ones raise
+            raise StatementError(f"{self._path}: {error}") from error
         except OverflowError as error:
             raise StatementError(f"{self._path}: an integer does not fit SQLite's 64 bits: {error}") from error
+        except UnicodeEncodeError as error:
+            raise StatementError(f"{self._path}: text cannot be written as UTF-8: {error.reason}") from error
 
 
 def _translated(path: str, error: sqlite3.Error) -> Exception:
@@ -106,10 +110,7 @@ class StdlibRows:
         self._cursor = cursor
         self._columns = columns
         self._step = 256
-        found = len(cursor.description or ())
-        if found != len(columns):
-            cursor.close()
-            raise SourceError(f"the statement gives {found} columns, {len(columns)} are expected: {columns.names}")
+        check_width(len(cursor.description or ()), columns)
 
     def fetch(self, rows: int) -> pa.RecordBatch | None:
         """At most `rows` rows, fewer when they are wide; None at the end."""
@@ -154,7 +155,7 @@ _FITS: dict[pa.DataType, frozenset[type]] = {
     pa.string(): frozenset({str, type(None)}),
     pa.binary(): frozenset({bytes, type(None)}),
 }
-_KINDS: dict[type, str] = {int: "integer", float: "real", str: "text", bytes: "blob", _Undecodable: "text"}
+_KINDS: dict[type, str] = {int: "integer", float: "real", str: "text", bytes: "blob", Undecodable: "text"}
 
 
 def _array(values: Sequence[Any], field: pa.Field, offset: int, misfits: list[Misfit]) -> pa.Array:
@@ -183,16 +184,15 @@ def _variant(values: Sequence[Any], field: pa.Field, offset: int, misfits: list[
         pa.array([v if type(v) is kind else None for v in values], child.type)
         for kind, child in zip(kinds, VARIANT, strict=True)
     ]
-    kept = [None if type(value) is _Undecodable else value for value in values]
+    kept = [None if type(value) is Undecodable else value for value in values]
     _report(values, kept, field, offset, misfits)
     return pa.StructArray.from_arrays(children, fields=list(VARIANT), mask=pa.array([v is None for v in kept]))
 
 
 def _report(values: Sequence[Any], kept: Sequence[Any], field: pa.Field, offset: int, misfits: list[Misfit]) -> None:
-    expected = "text in UTF-8" if field.type == VARIANT else str(field.type)
     for row, (value, keeps) in enumerate(zip(values, kept, strict=True)):
         if keeps is None and value is not None:
             raw = value.encode() if isinstance(value, str) else value
             size = len(raw) if isinstance(raw, bytes) else 0
             shown = got(raw, _KINDS[type(value)], size)
-            misfits.append(Misfit(offset + row, field.name, expected, shown))
+            misfits.append(Misfit(offset + row, field.name, expected_of(field.type), shown))

@@ -14,11 +14,12 @@ Anything else becomes null and is reported in `_invalid` (`model.INVALID`): neve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
+from headwater.drivers.sqlite_errors import StatementError
 from headwater.errors import SourceError
 from headwater.model import INVALID
 
@@ -50,6 +51,68 @@ def check_physical(columns: pa.Schema) -> None:
     for field in columns:
         if field.type not in PHYSICAL:
             raise SourceError(f"column `{field.name}`: {field.type} is no physical type of SQLite")
+
+
+def check_width(found: int, columns: pa.Schema) -> None:
+    if found != len(columns):
+        raise SourceError(f"the statement gives {found} columns, {len(columns)} are expected: {columns.names}")
+
+
+def check_count(path: str, wanted: int, given: int) -> None:
+    if wanted != given:
+        raise StatementError(f"{path}: the statement has {wanted} parameters, {given} values are given")
+
+
+class Undecodable(bytes):
+    """TEXT that is not UTF-8, kept apart from BLOBs."""
+
+
+def decoded(raw: bytes) -> str | Undecodable:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return Undecodable(raw)
+
+
+def expected_of(wanted: pa.DataType) -> str:
+    """What a mark says was expected."""
+    return "text in UTF-8" if wanted == VARIANT else str(wanted)
+
+
+def bindable(path: str, batch: pa.RecordBatch) -> list[pa.Array]:
+    """The columns as int64, float64, string, binary (or their large kinds) or null: what a statement can bind."""
+    return [_bindable(path, field, column) for field, column in zip(batch.schema, batch.columns, strict=True)]
+
+
+def _bindable(path: str, field: pa.Field, column: pa.Array) -> pa.Array:
+    kind = field.type
+    for fits, wanted in _BOUND_AS:
+        if fits(kind):
+            try:
+                return column if wanted is None or kind == wanted else column.cast(wanted)
+            except pa.ArrowInvalid as error:
+                raise StatementError(
+                    f"{path}: column `{field.name}` does not fit SQLite's integers: {error}"
+                ) from error
+    raise StatementError(
+        f"{path}: column `{field.name}` is {kind}, which SQLite cannot hold",
+        hint="convert it to a number, text or bytes first",
+    )
+
+
+_BOUND_AS: tuple[tuple[Callable[[pa.DataType], bool], pa.DataType | None], ...] = (
+    (pa.types.is_integer, pa.int64()),
+    (pa.types.is_boolean, pa.int64()),
+    (pa.types.is_floating, pa.float64()),
+    (pa.types.is_string_view, pa.string()),
+    (pa.types.is_binary_view, pa.binary()),
+    (pa.types.is_fixed_size_binary, pa.binary()),
+    (pa.types.is_string, None),
+    (pa.types.is_large_string, None),
+    (pa.types.is_binary, None),
+    (pa.types.is_large_binary, None),
+    (pa.types.is_null, None),
+)
 
 
 def got(value: int | float | bytes, kind: str, size: int) -> str:

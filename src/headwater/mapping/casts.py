@@ -68,9 +68,19 @@ def cast_found(kind: FieldType) -> Cast:
 
 def find_cast(source: pa.DataType, kind: FieldType) -> Cast | None:
     """How values of an Arrow type become a field's; None if no value could without a guess."""
+    found = _find(source, kind)
+    if found is not None:
+        try:
+            found(pa.nulls(0, source))
+        except pa.ArrowNotImplementedError:
+            return None
+    return found
+
+
+def _find(source: pa.DataType, kind: FieldType) -> Cast | None:
     target = arrow_type(kind)
     if pa.types.is_dictionary(source):
-        inner = find_cast(source.value_type, kind)
+        inner = _find(source.value_type, kind)
         return None if inner is None else lambda array: inner(array.dictionary_decode())
     if kind.name == "uuid":
         return _uuid_cast(source)
@@ -83,7 +93,26 @@ def find_cast(source: pa.DataType, kind: FieldType) -> Cast | None:
     for fits, family in _FAMILIES:
         if fits(source):
             return family(source, target)
-    return _plain(target) if source.id == target.id and pa.types.is_nested(source) else None
+    return _plain(target) if _widens_inside(source, target) else None
+
+
+def _widens_inside(source: pa.DataType, target: pa.DataType) -> bool:
+    """Whether Arrow's own cast of a nested type is exact or fails; inside, nothing else can be asked of it."""
+    if source == target or pa.types.is_null(source):
+        return True
+    if source.id != target.id:
+        if pa.types.is_large_list(source) and pa.types.is_list(target):
+            return _widens_inside(source.value_type, target.value_type)
+        exact = pa.types.is_integer(target) or pa.types.is_floating(target)
+        return bool(pa.types.is_integer(source) and exact) or (_is_text(source) and _is_text(target))
+    if pa.types.is_struct(source):
+        inside = [source.field(f.name).type if source.get_field_index(f.name) >= 0 else pa.null() for f in target]
+        return all(_widens_inside(have, want.type) for have, want in zip(inside, target, strict=True))
+    if pa.types.is_list(source):
+        return _widens_inside(source.value_type, target.value_type)
+    if pa.types.is_map(source):
+        return _widens_inside(source.item_type, target.item_type) and source.key_type == target.key_type
+    return bool(pa.types.is_decimal(source))
 
 
 def _same(array: pa.Array) -> pa.Array:
@@ -158,8 +187,13 @@ _FAMILIES: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.DataType, pa.
 )
 
 
+def _all(holds: pa.Array) -> bool:
+    """Whether nothing is false; nulls, and columns without a row, are content."""
+    return bool(pc.all(holds, min_count=0).as_py())
+
+
 def _bits(array: pa.Array) -> pa.Array:
-    if not pc.all(pc.is_in(array, pa.array([0, 1, None], array.type))).as_py():
+    if not _all(pc.is_in(array, pa.array([0, 1, None], array.type))):
         raise pa.ArrowInvalid("neither 0 nor 1")
     return array.cast(pa.bool_())
 
@@ -169,7 +203,7 @@ def _float_to_float(target: pa.DataType) -> Cast:
         narrow = array.cast(target, safe=False)
         back = narrow.cast(array.type)
         same = pc.or_(pc.equal(back, array), pc.is_nan(array))
-        if not pc.all(pc.fill_null(same, True)).as_py():
+        if not _all(same):
             raise pa.ArrowInvalid(f"a value is not exact as {target}")
         return narrow
 
@@ -179,7 +213,7 @@ def _float_to_float(target: pa.DataType) -> Cast:
 def _decimal_to_float(target: pa.DataType) -> Cast:
     def cast(array: pa.Array) -> pa.Array:
         near = array.cast(pa.string()).cast(target)  # Arrow's direct cast is off by one bit for some values
-        if not pc.all(pc.fill_null(pc.equal(near.cast(pa.string()).cast(array.type), array), True)).as_py():
+        if not _all(pc.equal(near.cast(pa.string()).cast(array.type), array)):
             raise pa.ArrowInvalid(f"a value has more digits than {target}")
         return near
 
@@ -214,7 +248,7 @@ def _uuid_of_text(array: pa.Array) -> pa.Array:
 
 def _uuid_of_bytes(array: pa.Array) -> pa.Array:
     array = array.cast(pa.large_binary())
-    if not pc.all(pc.equal(pc.binary_length(array), 16)).as_py() and array.null_count < len(array):
+    if not _all(pc.equal(pc.binary_length(array), 16)):
         raise pa.ArrowInvalid("not 16 bytes")
     data = side_by_side(array.drop_null())
     nibbles = np.stack([data >> 4, data & 15], axis=1).reshape(-1)
@@ -227,4 +261,4 @@ def _uuid_of_bytes(array: pa.Array) -> pa.Array:
 
 
 def _all_match(array: pa.Array, pattern: str) -> bool:
-    return bool(pc.all(pc.fill_null(pc.match_substring_regex(array, pattern), True)).as_py())
+    return _all(pc.match_substring_regex(array, pattern))

@@ -92,6 +92,9 @@ class Engine:
             table = self._select(sql, side)
         except _RUN_TIME:
             return [self._each_row(expression, side) for expression in expressions]
+        except duckdb.Error as error:
+            texts = ", ".join(f"`{expression.text}`" for expression in expressions)
+            raise MappingError(f"{texts} cannot be evaluated: {_first_line(error)}") from error
         return [Result(_one(column), _NONE_FAILED, pa.nulls(0, pa.string())) for column in table.columns]
 
     def valid_json(self, texts: pa.Array) -> pa.Array:

@@ -115,7 +115,7 @@ def key_codes(batch: pa.RecordBatch, key: Sequence[str]) -> tuple[Rows, int]:
     codes, size = _column_codes(batch.column(key[0]))
     for name in key[1:]:
         more, width = _column_codes(batch.column(name))
-        codes = codes * width + more  # both are at most about four times the rows: no overflow below 2^30 rows
+        codes = codes * width + more  # each is at most about four times the rows: no overflow below 2^28 rows
         if size * width > 4 * batch.num_rows + 1024:
             codes, size = _dense(pa.array(codes))
         else:

@@ -310,9 +310,10 @@ class StreamMapping:
             return
         keys = pa.table([new.columns[name] for name in contract.key], names=list(contract.key)).take(pa.array(read))
         rows = changes.data.column("after").take(pa.array(pending.origin[live][read]))
-        for number, name in enumerate(self._plan.key):
+        own = [name for name in self._plan.key if rows.type.get_field_index(name) >= 0]
+        for number, name in enumerate(own):
             keys = keys.append_column(f"_{number}", pc.struct_field(rows, [rows.type.get_field_index(name)]))
-        if self._plan.key:  # the same row twice is no harm
+        if own:  # the same row twice is no harm
             keys = keys.group_by(keys.column_names).aggregate([])
         twice = _twice(keys, list(contract.key))
         if twice.num_rows:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headwater import plugins
-from headwater.config import FILE, SourceConfig, StreamConfig, redacted, scheme_of
+from headwater.config import FILE, NAME_PATTERN, SourceConfig, StreamConfig, redacted, scheme_of
 from headwater.contracts import vocabulary as vocabulary_module
 from headwater.contracts.validation import nearest
 from headwater.dialects import Dialect, Table
@@ -34,7 +34,13 @@ def scaffold(
     """
     target = Path(directory).resolve()
     source = SourceConfig.model_validate(url)
+    if not source.scheme:
+        raise ConfigError(f"`{url}` is no URL of a database", hint=f"for a SQLite file, write sqlite:///{url}")
     name = name or _pipeline_name(url)
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ConfigError(
+            f"`{name}` cannot be a pipeline's name", hint="lower-case letters, digits and `-`, a letter first"
+        )
     around = Circumstances(
         pipeline=name,
         source=_source_name(url),
@@ -125,7 +131,7 @@ def _stem(url: str) -> str:
 def _pipeline_name(url: str) -> str:
     """The database's name, as far as it can be a pipeline's."""
     text = re.sub(r"[^a-z0-9]+", "-", _stem(url).lower()).strip("-")
-    return (text if text[:1].isalpha() else f"db-{text}")[:40].strip("-")
+    return (text if text[:1].isascii() and text[:1].isalpha() else f"db-{text}")[:40].strip("-")
 
 
 def _source_name(url: str) -> str:

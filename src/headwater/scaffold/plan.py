@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from headwater.config import StreamConfig
+from headwater.contracts.naming import cut, field_name, snake
 from headwater.contracts.types import parse_type
 from headwater.dialects import Column, ForeignKey, Table
+from headwater.doctor.choice import Choice, choose, row_key
 from headwater.protocols import Guarantee
-from headwater.scaffold.choice import Choice, choose, row_key
 from headwater.scaffold.framework import kept_by
 from headwater.scaffold.privacy import Kind, looks
-from headwater.scaffold.words import Naming, field_name, key_field, name_tables, reference_field, snake
+from headwater.scaffold.words import Naming, key_field, name_tables, reference_field
 
 UNKEYABLE = frozenset({"float32", "float64", "json", "list", "map", "struct"})
 """Types that cannot be part of a key."""
@@ -82,7 +83,8 @@ def plan(tables: Sequence[Table], around: Circumstances) -> Plan:
     reasons = {str(table.id): _refused(table, around) for table in tables}
     skipped = tuple(Skipped(name, why) for name, why in reasons.items() if why is not None)
     chosen = [table for table in tables if reasons[str(table.id)] is None]
-    namings = name_tables([table.id.name for table in chosen], pipeline=around.pipeline)
+    columns = [column.name for table in chosen for column in table.columns]
+    namings = name_tables([table.id.name for table in chosen], pipeline=around.pipeline, columns=columns)
     entities = _Entities({table.id.name: table for table in chosen}, namings)
     return Plan(around.source, tuple(_stream(table, entities, around) for table in chosen), skipped)
 
@@ -203,5 +205,5 @@ def _free(name: str, taken: set[str]) -> str:
     """A name that another column has taken already gets a number."""
     candidate, number = name, 2
     while candidate in taken:
-        candidate, number = f"{name}_{number}", number + 1
+        candidate, number = cut(name, f"_{number}"), number + 1
     return candidate

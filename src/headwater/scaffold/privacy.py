@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from headwater.scaffold.words import snake, words
+from headwater.contracts.naming import snake
+from headwater.scaffold.words import words
 
 Kind = Literal["secret", "personal"]
 

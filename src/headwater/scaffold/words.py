@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from headwater.contracts.naming import LONGEST, cut, field_name, snake
+
 
 def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -20,13 +22,6 @@ _UNCHANGED = words(
 )
 _IRREGULAR = {"people": "person", "children": "child", "men": "man", "women": "woman", "criteria": "criterion"}
 _ENDINGS = (("ies", "y"), ("sses", "ss"), ("shes", "sh"), ("ches", "ch"), ("xes", "x"), ("zes", "z"))
-
-
-def snake(name: str) -> str:
-    """A name as contracts write it: `courseOverview` and `Course-Overview` become `course_overview`."""
-    text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
-    text = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "unnamed"
-    return (text if text[0].isalpha() else f"n_{text}")[:63].rstrip("_")
 
 
 def singular(name: str) -> str:
@@ -46,12 +41,6 @@ def _singular(word: str) -> str:
     return word[:-1] if word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
 
 
-def field_name(column: str) -> str:
-    """A contract field's name; two names are Headwater's own."""
-    name = snake(column)
-    return f"{name}_value" if name in ("before", "type") else name
-
-
 @dataclass(frozen=True, slots=True)
 class Naming:
     """`namespace` stands before the entity in the stream's name: the application's prefix, or the pipeline's name."""
@@ -64,8 +53,29 @@ class Naming:
         return f"{self.namespace}.{self.entity}"
 
 
-def name_tables(tables: Iterable[str], *, pipeline: str) -> dict[str, Naming]:
-    """A stream and an entity for each table; both are unique.
+def parted(name: str, known: frozenset[str]) -> str:
+    """Words that were written together, as Django does with the names of models, parted where a known word begins them.
+
+    `courseenrollment` becomes `course_enrollment` in a database that speaks of courses elsewhere.
+    """
+    return "_".join(part for word in name.split("_") for part in _parted(word, known))
+
+
+def _parted(word: str, known: frozenset[str]) -> list[str]:
+    if word in known:
+        return [word]
+    for end in range(len(word) - _SHORTEST, _SHORTEST - 1, -1):
+        if word[:end] in known:
+            return [word[:end], *_parted(word[end:], known)]
+    return [word]
+
+
+_SHORTEST = 4
+"""Letters of a word; shorter ones begin too many others."""
+
+
+def name_tables(tables: Iterable[str], *, pipeline: str, columns: Iterable[str] = ()) -> dict[str, Naming]:
+    """A stream and an entity for each table; both are unique. `columns` tell which words the database speaks in.
 
     `student_courseenrollment` is the entity `courseenrollment` of the application `student`, if other tables have that
     prefix too, or none of them is called `student` (then `student_note` is an entity of its own, not a note of that
@@ -73,8 +83,15 @@ def name_tables(tables: Iterable[str], *, pipeline: str) -> dict[str, Naming]:
     """
     names = {table: snake(table) for table in tables}
     prefixes = _applications(list(names.values()))
-    named = {table: _naming(name, prefixes, snake(pipeline)) for table, name in names.items()}
+    known = _vocabulary(names.values(), columns)
+    named = {table: _naming(name, prefixes, namespace_of(pipeline), known) for table, name in names.items()}
     return _unique(named, names)
+
+
+def namespace_of(pipeline: str) -> str:
+    """The pipeline's name, for streams of tables without a prefix; `headwater...` is reserved."""
+    name = snake(pipeline)
+    return cut("db", f"_{name[:40]}") if name.startswith("headwater") else name
 
 
 # Prefixes of applications that have one table that is worth publishing.
@@ -87,10 +104,17 @@ def _applications(names: list[str]) -> frozenset[str]:
     return frozenset(p for p, n in counts.items() if p not in whole and (n > 1 or p in _KNOWN_APPLICATIONS))
 
 
-def _naming(name: str, prefixes: frozenset[str], pipeline: str) -> Naming:
+def _vocabulary(tables: Iterable[str], columns: Iterable[str]) -> frozenset[str]:
+    """The words of tables' and columns' names that are written apart somewhere: `course_id` knows of courses."""
+    apart = [name for name in (*tables, *map(snake, columns)) if "_" in name]
+    return frozenset(_singular(word) for name in apart for word in name.split("_") if len(word) >= _SHORTEST)
+
+
+def _naming(name: str, prefixes: frozenset[str], pipeline: str, known: frozenset[str]) -> Naming:
     prefix, _, rest = name.partition("_")
     if prefix in prefixes and rest and rest[0].isalpha():
-        return Naming(prefix, singular(rest))
+        # Its own name is no proof that it is one word.
+        return Naming(prefix, parted(singular(rest), known - {singular(rest)}))
     return Naming(pipeline, singular(name))
 
 
@@ -104,7 +128,7 @@ def _unique(named: Mapping[str, Naming], names: Mapping[str, str]) -> dict[str, 
         number = 2
         candidate = entity
         while candidate in taken:
-            candidate, number = f"{entity}_{number}", number + 1
+            candidate, number = cut(entity, f"_{number}"), number + 1
         taken.add(candidate)
         result[table] = Naming(naming.namespace, candidate)
     return result
@@ -113,7 +137,7 @@ def _unique(named: Mapping[str, Naming], names: Mapping[str, str]) -> dict[str, 
 def key_field(column: str, entity: str) -> str:
     """The name of an identity: `id` says nothing outside its table."""
     name = field_name(column)
-    return f"{entity}_{name}" if name in ("id", "uuid", "key", "pk", "rowid", "oid", "guid") else name
+    return cut(entity, f"_{name}") if name in ("id", "uuid", "key", "pk", "rowid", "oid", "guid") else name
 
 
 def reference_field(column: str, entity: str, key: str) -> str:
@@ -125,4 +149,4 @@ def reference_field(column: str, entity: str, key: str) -> str:
     entity_words = set(entity.split("_"))
     while role and (role[-1] in entity_words or _singular(role[-1]) in entity_words or role == ["id"]):
         role.pop()
-    return "_".join([*role, key])
+    return cut("_".join(role), f"_{key}") if role and len(key) < LONGEST - 1 else key

@@ -32,7 +32,7 @@ def find(tables: Tables, comparison: Comparison, *, rows_are_source: bool) -> No
     _count_repeated(tables, comparison)
     tables.db.execute("DROP TABLE IF EXISTS found")
     for number, part in enumerate(tables.parts()):
-        query = _joined(tables, part, rows_are_source)
+        query = _joined(tables, _rows(tables, part, comparison), part, rows_are_source)
         tables.db.execute(f"CREATE TABLE found AS {query}" if number == 0 else f"INSERT INTO found {query}")
         told = tables.one(f"SELECT count(*) FROM ({tables.told(part)})")
         comparison.rows_source += told
@@ -50,20 +50,24 @@ def classify(tables: Tables, comparison: Comparison, excuses: Excuses) -> None:
             _collect(getattr(comparison, name), rows, tables.identity)
 
 
-def _joined(tables: Tables, part: str, rows_are_source: bool) -> str:
+def _rows(tables: Tables, part: str, comparison: Comparison) -> str:
+    """The rows of a part, one a key."""
+    once = f"DISTINCT ON ({', '.join(map(quoted, tables.identity))})" if comparison.repeated else ""
+    return f"SELECT {once} *, true AS _there FROM rows WHERE {part}"
+
+
+def _joined(tables: Tables, rows: str, part: str, rows_are_source: bool) -> str:
     names = ["_op", *tables.columns.names] if tables.history else tables.columns.names
     same = " AND ".join(f"e.{quoted(n)} = r.{quoted(n)}" for n in tables.identity)
     keys = ", ".join(f"coalesce(e.{quoted(n)}, r.{quoted(n)}) AS {quoted(n)}" for n in tables.identity)
     differs = " OR ".join(f"e.{quoted(n)} IS DISTINCT FROM r.{quoted(n)}" for n in names)
-    identity = ", ".join(map(quoted, tables.identity))
-    told, rows = _row("e", names), _row("r", names)
-    source, target = (rows, told) if rows_are_source else (told, rows)
+    ours, theirs = _row("e", names), _row("r", names)
+    source, target = (theirs, ours) if rows_are_source else (ours, theirs)
     lacking, surplus = ("e", "r") if rows_are_source else ("r", "e")
     return (
         f"SELECT {keys}, CASE WHEN {lacking}._there IS NULL THEN 'missing' WHEN {surplus}._there IS NULL THEN 'extra'"
         f" ELSE 'differing' END AS _class, {source} AS source, {target} AS target"
-        f" FROM (SELECT *, true AS _there FROM ({tables.told(part)})) e FULL JOIN"
-        f" (SELECT DISTINCT ON ({identity}) *, true AS _there FROM rows WHERE {part}) r ON {same}"
+        f" FROM (SELECT *, true AS _there FROM ({tables.told(part)})) e FULL JOIN ({rows}) r ON {same}"
         f" WHERE e._there IS NULL OR r._there IS NULL OR {differs}"
     )
 

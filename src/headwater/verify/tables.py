@@ -27,6 +27,7 @@ from headwater.schema import table_schema
 TRIPLE = ("_epoch", "_commit", "_index")
 _TRIPLE_TYPES = [("_epoch", pa.uint32()), ("_commit", pa.uint64()), ("_index", pa.uint32())]
 _PLACE = "(_epoch::UHUGEINT << 96) + (_commit::UHUGEINT << 32) + _index::UHUGEINT"
+_EMPTIES = f"_op = {Op.TRUNCATE.value}"
 _CHUNK_ROWS = 50_000
 _CHUNK_BYTES = 8 * 2**20
 _PART_ROWS = 400_000
@@ -170,26 +171,32 @@ class Tables:
         return f"SELECT DISTINCT ON (_epoch, _commit, _index) {columns} FROM {self._counted} WHERE {part}"
 
     def _folded(self, part: str) -> str:
-        """Every live key: each field from the newest event that carries it since the key, or everything, was deleted.
+        """Every live key: the newest event by the order triple, unless the key, or everything, was deleted since.
 
-        Newest is by the order triple. A field that no event of this life carried is null.
+        Where an event of the key did not carry all fields, each field is that of the newest event since the last delete
+        that did; a field that none of them carried is null.
         """
         keys = ", ".join(map(quoted, self.contract.key))
-        values = [
-            f"arg_max_null({quoted(name)}, _place) FILTER (WHERE NOT coalesce(list_contains(_unchanged, '{name}'),"
-            f" false)) AS {quoted(name)}"
-            for name in self.columns.names
-            if name not in self.contract.key
-        ]
-        emptied = f"_op = {Op.TRUNCATE.value}"
+        fields = [name for name in self.columns.names if name not in self.contract.key]
+        whole, carried = (", ".join([keys, *map(how, fields)]) for how in (quoted, _newest_carried))
         return (
-            f"WITH told AS (SELECT *, {_PLACE} AS _place FROM {self._counted} WHERE NOT {emptied} AND {part}),"
-            f" emptied AS (SELECT max({_PLACE}) AS _emptied FROM {self._counted} WHERE {emptied}),"
-            f" lives AS (SELECT *, greatest(_emptied, max(_place) FILTER (WHERE _op = {Op.DELETE.value})"
-            f" OVER (PARTITION BY {keys})) AS _ended FROM told CROSS JOIN emptied)"
-            f" SELECT {', '.join([keys, *values])} FROM lives"
-            f" WHERE _ended IS NULL OR _place > _ended GROUP BY {keys}"
+            f"WITH told AS (SELECT *, {_PLACE} AS _place FROM {self._counted} WHERE NOT {_EMPTIES} AND {part}),"
+            f" emptied AS (SELECT coalesce(max({_PLACE}) + 1, 0) AS _emptied FROM {self._counted} WHERE {_EMPTIES}),"
+            f" lives AS (SELECT {keys}, max(_place) AS _top, arg_max(_offset, _place) AS _newest,"
+            f" greatest(coalesce(max(_place) FILTER (WHERE _op = {Op.DELETE.value}) + 1, 0), any_value(_emptied))"
+            f" AS _since, coalesce(bool_or(len(_unchanged) > 0), false) AS _partial"
+            f" FROM told CROSS JOIN emptied GROUP BY {keys}),"
+            f" living AS (FROM lives WHERE _top >= _since)"
+            f" SELECT {whole} FROM told JOIN (FROM living WHERE NOT _partial) USING ({keys}) WHERE _offset = _newest"
+            f" UNION ALL"
+            f" SELECT {carried} FROM told JOIN (FROM living WHERE _partial) USING ({keys}) WHERE _place >= _since"
+            f" GROUP BY {keys}"
         )
+
+
+def _newest_carried(name: str) -> str:
+    carried = f"NOT coalesce(list_contains(_unchanged, '{name}'), false)"
+    return f"arg_max_null({quoted(name)}, _place) FILTER (WHERE {carried}) AS {quoted(name)}"
 
 
 def holdable(kind: pa.DataType) -> pa.DataType:

@@ -45,11 +45,12 @@ def restore(path: Path, directory: Path) -> None:
     target = directory / store.FILE
     if not path.exists():
         raise BusError(f"there is no backup {path}", hint="`headwater backup FILE` makes one")
+    _refuse_existing(target, f"restore never overwrites: move {directory} away first")
     directory.mkdir(parents=True, exist_ok=True)
     lock.refuse_network(directory)
     held = lock.AppenderLock(directory)
     try:
-        _refuse_existing(target, f"restore never overwrites: move {directory} away first")
+        _refuse_existing(target, "another process restored it meanwhile")
         store.refuse_orphans(target)
         partial = directory / (store.FILE + ".new")
         with contextlib.closing(store.opened_read_only(path)) as source, _fresh(partial) as copy:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
 
 from headwater.errors import SinkError
 from headwater.sinks import shaping
-from headwater.sinks.parquet.store import Fill, Store
+from headwater.sinks.parquet.store import Fill, Readable
 from headwater.sinks.upsert import Table
 
 GROUP = 122_880
@@ -48,23 +47,23 @@ def grouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(waiting)
 
 
-def reading(store: Store, name: str, schema: pa.Schema, table: Table) -> Iterator[pa.RecordBatch]:
+def reading(store: Readable, name: str, schema: pa.Schema, table: Table) -> Iterator[pa.RecordBatch]:
     """The file's rows as `schema`: columns that it lacks get their default, types that were narrower are cast."""
     parquet = importlib.import_module("pyarrow.parquet")
     try:
-        with closing(store.open(name)) as stream, parquet.ParquetFile(stream) as file:
+        with store.opened(name) as stream, parquet.ParquetFile(stream) as file:
             for batch in file.iter_batches(READ_ROWS):
                 yield shaping.reshaped(batch, schema, table)
     except FileNotFoundError as error:
-        raise _damaged(store, name, table, "is gone") from error
+        raise gone(store, name, table) from error
     except pa.ArrowInvalid as error:
         raise _damaged(store, name, table, f"is damaged: {error}") from error
 
 
-def notes_of(store: Store, name: str) -> dict[str, str]:
+def notes_of(store: Readable, name: str) -> dict[str, str]:
     """What `filling` noted."""
     parquet = importlib.import_module("pyarrow.parquet")
-    with closing(store.open(name)) as stream:
+    with store.opened(name) as stream:
         metadata = parquet.read_schema(stream).metadata or {}
     return {
         key.decode().removeprefix("headwater."): value.decode()
@@ -73,14 +72,18 @@ def notes_of(store: Store, name: str) -> dict[str, str]:
     }
 
 
-def count(store: Store, name: str) -> int:
+def count(store: Readable, name: str) -> int:
     """The file's rows."""
     parquet = importlib.import_module("pyarrow.parquet")
-    with closing(store.open(name)) as stream:
+    with store.opened(name) as stream:
         return int(parquet.read_metadata(stream).num_rows)
 
 
-def _damaged(store: Store, name: str, table: Table, what: str) -> SinkError:
+def gone(store: Readable, name: str, table: Table) -> SinkError:
+    return _damaged(store, name, table, "is gone")
+
+
+def _damaged(store: Readable, name: str, table: Table, what: str) -> SinkError:
     return SinkError(
         f"{store.path(name)} {what}, and the manifest of stream {table.contract.stream} names it",
         hint="`headwater sink rebuild` writes the table anew",

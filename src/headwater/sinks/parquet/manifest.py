@@ -60,6 +60,12 @@ class Manifest:
         return None if self.incarnation is None else Cursor(self.incarnation, self.offsets)
 
     @property
+    def files(self) -> list[str]:
+        """Every file that counts."""
+        guards = [] if self.guards is None else [self.guards]
+        return [*self.published, *guards, *(part.name for part in self.parts)]
+
+    @property
     def rows(self) -> int:
         return sum(part.rows for part in self.parts)
 

@@ -18,7 +18,7 @@ from headwater.sinks import shaping
 from headwater.sinks.parquet import files
 from headwater.sinks.parquet.manifest import FOLDER, Manifest
 from headwater.sinks.parquet.merge import Merge, matches, newer
-from headwater.sinks.parquet.store import Store
+from headwater.sinks.parquet.store import Readable, Store
 from headwater.sinks.upsert import CURRENT, Table
 
 CURRENT_FILE = "current.parquet"
@@ -50,7 +50,7 @@ def published(store: Store, table: Table, manifest: Manifest, *, guards: float) 
     return replace(done, parts=()), leftovers
 
 
-def state_rows(store: Store, table: Table, manifest: Manifest) -> Iterator[pa.RecordBatch]:
+def state_rows(store: Readable, table: Table, manifest: Manifest) -> Iterator[pa.RecordBatch]:
     """What `Sink.state` gives."""
     if not table.current:
         yield from _history_rows(store, table, manifest)
@@ -65,7 +65,7 @@ def state_rows(store: Store, table: Table, manifest: Manifest) -> Iterator[pa.Re
 # current
 
 
-def _merge(store: Store, table: Table, manifest: Manifest) -> Merge:
+def _merge(store: Readable, table: Table, manifest: Manifest) -> Merge:
     schema = part_schema(table)
     parts = [batch for part in manifest.parts for batch in files.reading(store, part.name, schema, table)]
     delta = fold(pa.Table.from_batches(parts, schema), table.key)
@@ -78,7 +78,7 @@ def _empty(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
 
 
-def _base(store: Store, table: Table, manifest: Manifest) -> Iterator[pa.RecordBatch]:
+def _base(store: Readable, table: Table, manifest: Manifest) -> Iterator[pa.RecordBatch]:
     for name in manifest.published:
         yield from files.reading(store, name, table.columns, table)
 
@@ -140,7 +140,7 @@ def _chosen(mask: pa.Array, left: pa.Array, right: pa.Array) -> pa.Array:
     return pa.concat_arrays([left, right]).take(pa.array(take))
 
 
-def rows_of(store: Store, table: Table, manifest: Manifest, keys: pa.RecordBatch) -> Found:
+def rows_of(store: Readable, table: Table, manifest: Manifest, keys: pa.RecordBatch) -> Found:
     """The live rows with these keys, and the deletes that stand."""
     merge = _merge(store, table, manifest)
     found, deleted = [_empty(table.columns)], [_empty(guard_schema(table))]
@@ -178,7 +178,7 @@ def published_schema(table: Table) -> pa.Schema:
     return pa.schema([pa.field("_op", pa.string()) if f.name == "_op" else f for f in table.columns])
 
 
-def _joined(store: Store, table: Table, manifest: Manifest, name: str | None) -> Iterator[pa.RecordBatch]:
+def _joined(store: Readable, table: Table, manifest: Manifest, name: str | None) -> Iterator[pa.RecordBatch]:
     """A published file and the parts that are not in it: it may be newer than the manifest, after a crash."""
     last = 0
     if name is not None:
@@ -189,7 +189,7 @@ def _joined(store: Store, table: Table, manifest: Manifest, name: str | None) ->
             yield from files.reading(store, part.name, table.columns, table)
 
 
-def _history_rows(store: Store, table: Table, manifest: Manifest) -> Iterator[pa.RecordBatch]:
+def _history_rows(store: Readable, table: Table, manifest: Manifest) -> Iterator[pa.RecordBatch]:
     for name in manifest.published[:-1]:
         yield from files.reading(store, name, table.columns, table)
     yield from _joined(store, table, manifest, manifest.published[-1] if manifest.published else None)

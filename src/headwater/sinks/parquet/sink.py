@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +23,7 @@ from headwater.sinks import placing, shaping
 from headwater.sinks.options import Options
 from headwater.sinks.parquet import files, publish
 from headwater.sinks.parquet.manifest import FOLDER, NAME, Manifest, Part, new_manifest, parsed
-from headwater.sinks.parquet.store import Store
+from headwater.sinks.parquet.store import Held, Store
 from headwater.sinks.upsert import Table
 
 PART_ROWS = 500_000
@@ -252,10 +254,34 @@ class ParquetSink:
         table = self._tables.get(stream)
         if table is None:
             raise shaping.unprepared(self.name, stream)
+        reading = self._read(store, table)
+        return SinkState(next(reading), reading)
+
+    def _read(self, store: Store, table: Table) -> Iterator[Any]:
+        """The cursor, then the rows: one generator, so that whoever drops it closes the files."""
+        with ExitStack() as stack:
+            manifest, held = self._held(store, table, stack)
+            yield None if manifest is None else manifest.cursor
+            if manifest is not None and held is not None:
+                yield from publish.state_rows(held, table, manifest)
+
+    def _held(self, store: Store, table: Table, stack: ExitStack) -> tuple[Manifest | None, Held | None]:
+        """A manifest and its files, open: taken again if a writer was at work in between."""
         manifest = self._manifest(store)
-        if manifest is None:
-            return SinkState(None, iter(()))
-        return SinkState(manifest.cursor, publish.state_rows(store, table, manifest))
+        while manifest is not None:
+            attempt = stack.enter_context(ExitStack())
+            try:
+                held = Held(store, manifest.files, attempt)
+            except FileNotFoundError as error:
+                if manifest == self._manifest(store):
+                    raise files.gone(store, _missing(store, manifest), table) from error
+                held = None
+            again = self._manifest(store)
+            if held is not None and manifest == again:
+                return manifest, held
+            attempt.close()
+            manifest = again
+        return None, None
 
     def close(self) -> None:
         """Publishes what waits, so that plain readers see everything."""
@@ -269,3 +295,9 @@ def _part(table: Table, data: pa.RecordBatch) -> pa.RecordBatch:
     schema = publish.part_schema(table)
     arrays = [at if name == "_at" else data.column(name) for name in schema.names]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _missing(store: Store, manifest: Manifest) -> str:
+    """The first file that the manifest names and that is not there."""
+    there = {*store.names(""), *(f"{FOLDER}/{name}" for name in store.names(FOLDER))}
+    return next(name for name in manifest.files if name not in there)

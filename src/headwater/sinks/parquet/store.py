@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 from pyarrow import fs
@@ -61,9 +61,13 @@ class Store:
             except FileNotFoundError:
                 return None
 
-    def open(self, name: str) -> Any:
+    @contextmanager
+    def opened(self, name: str) -> Iterator[Any]:
+        """The file, to be read at any place; `FileNotFoundError` if there is none."""
         with self._errors():
-            return self._system.open_input_file(self.path(name))
+            stream = self._system.open_input_file(self.path(name))
+        with closing(stream):
+            yield stream
 
     def write(self, name: str, fill: Fill) -> None:
         with self._errors():
@@ -138,6 +142,29 @@ class Store:
             raise NotConnected(
                 f"{self._root}: {error}", hint="check the place and the space left; nothing was written by half"
             ) from error
+
+
+class Held:
+    """A store's files as they were when they were opened: on a local disk they stay so, whatever a writer does."""
+
+    def __init__(self, store: Store, names: Iterable[str], stack: ExitStack) -> None:
+        self._store = store
+        self._streams = {name: stack.enter_context(store.opened(name)) for name in names}
+
+    def path(self, name: str) -> str:
+        return self._store.path(name)
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[Any]:
+        self._streams[name].seek(0)
+        yield self._streams[name]
+
+
+class Readable(Protocol):
+    """What reading a table needs."""
+
+    def path(self, name: str) -> str: ...
+    def opened(self, name: str) -> AbstractContextManager[Any]: ...
 
 
 def _sync_folder(path: Path) -> None:

@@ -22,7 +22,8 @@ from headwater.protocols import Capture
 from headwater.sources.trigger_sqlite.guarantee import guarantee
 from headwater.sources.trigger_sqlite.inspection import Installed, installed, uninstall
 from headwater.sources.trigger_sqlite.names import Names
-from headwater.sources.trigger_sqlite.source import Opener, TriggerSource
+from headwater.sources.trigger_sqlite.source import TriggerSource
+from headwater.sources.trigger_sqlite.state import Opener
 
 __all__ = ["Installed", "TriggerSource", "guarantee", "installed", "open_source", "uninstall"]
 

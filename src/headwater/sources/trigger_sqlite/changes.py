@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -34,29 +35,36 @@ class Target:
     table: Table
     names: tuple[str, ...]
     shape: Shape
+    columns: pa.Schema
+    kinds: tuple[Kind, ...]
 
-    @property
-    def columns(self) -> pa.Schema:
-        return self.table.schema(self.names)
 
-    @property
-    def kinds(self) -> list[Kind]:
-        return [kind_of(column) for name in self.names for column in self.table.columns if column.name == name]
+def target_of(table: Table, names: Sequence[str], shape: Shape) -> Target:
+    kinds = tuple(kind_of(column) for name in names for column in table.columns if column.name == name)
+    return Target(table, tuple(names), shape, table.schema(names), kinds)
 
 
 @dataclass(frozen=True, slots=True)
-class Fetcher:
-    """Typed rows of statements on one connection."""
+class Statement:
+    """SQL, and how its rows become typed ones."""
 
-    connection: Connection
-    times: Times
+    sql: str
+    rows: Rows
 
-    def fetch(
-        self, sql: str, parameters: Mapping[str, Any], kinds: Sequence[tuple[str, Kind]]
-    ) -> Iterator[pa.RecordBatch]:
-        rows = Rows(kinds, self.times)
-        for batch in self.connection.read(sql, parameters, rows.physical, rows=ROWS):
-            yield rows.convert(batch)
+    def read(self, connection: Connection, parameters: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
+        """Batches of logical types, with `_invalid` where a value does not fit."""
+        for batch in connection.read(self.sql, parameters, self.rows.physical, rows=ROWS):
+            yield self.rows.convert(batch)
+
+
+def rows_of(sql: str, target: Target, times: Times) -> Statement:
+    """A statement that gives rows of the table itself."""
+    return Statement(sql, Rows(list(zip(target.names, target.kinds, strict=True)), times))
+
+
+def page_of(names: Names, layout: Layout, target: Target, times: Times) -> Statement:
+    """The changes of one layout with ids in (:low, :high]."""
+    return Statement(_page_sql(names, layout, target), Rows(_page_kinds(target), times))
 
 
 def numbers_between(connection: Connection, names: Names, low: int, high: int) -> list[int]:
@@ -67,10 +75,8 @@ def numbers_between(connection: Connection, names: Names, low: int, high: int) -
     return [int(number) for (number,) in rows]
 
 
-def page_sql(names: Names, layout: Layout, target: Target) -> str:
-    """The changes of one layout with ids in (:low, :high].
-
-    A column that was not captured yet when a change was written is taken from the row as it is now: whatever changes
+def _page_sql(names: Names, layout: Layout, target: Target) -> str:
+    """A column that was not captured yet when a change was written is taken from the row as it is now: whatever changes
     it later comes as a change of its own.
     """
     missing = [c for c in target.names if layout.slot(c) is None]
@@ -93,7 +99,7 @@ def _present(layout: Layout, target: Target) -> str:
     return f"{quoted(target.shape.table)} AS r ON {' AND '.join(pairs)}"
 
 
-def page_kinds(target: Target) -> list[tuple[str, Kind]]:
+def _page_kinds(target: Target) -> list[tuple[str, Kind]]:
     whole = kind_of_declared("INTEGER")
     sides = [(f"{side}.{n}", kind) for side in "ba" for n, kind in zip(target.names, target.kinds, strict=True)]
     return [("id", whole), ("op", whole), *sides]
@@ -102,14 +108,13 @@ def page_kinds(target: Target) -> list[tuple[str, Kind]]:
 def changes_of(page: pa.RecordBatch, target: Target, epoch: int) -> Changes:
     """A page of the change table. `_transaction` and `_time` are null: triggers know statements, not commits."""
     columns, width = target.columns, len(target.names)
-    op = page.column(1).cast(pa.int8())
-    created, deleted = pc.equal(op, int(Op.CREATE)), pc.equal(op, int(Op.DELETE))
-    before = _struct(page.columns[2 : 2 + width], columns, created)
-    after = _struct(page.columns[2 + width : 2 + 2 * width], columns, deleted)
+    ids, op = page.column(0).to_numpy().view(np.uint64), page.column(1).to_numpy().astype(np.int8)
+    before = _struct(page.columns[2 : 2 + width], columns, op == Op.CREATE)
+    after = _struct(page.columns[2 + width : 2 + 2 * width], columns, op == Op.DELETE)
     invalid = page.column("_invalid") if "_invalid" in page.schema.names else None
-    marks = None if invalid is None else _marks(invalid, op, target.shape.key)
-    order = (epoch, page.column(0).cast(pa.uint64()), _repeated(0, pa.uint32(), len(page)))
-    return Changes(target.table.id, _batch(op, order, before, after, marks))
+    marks = None if invalid is None else _marks(invalid, len(page), target.shape.key)
+    index = np.zeros(len(page), np.uint32)
+    return Changes(target.table.id, _batch(op, (epoch, ids, index), before, after, marks))
 
 
 def reads_of(rows: pa.RecordBatch, columns: pa.Schema, start: Order) -> pa.RecordBatch:
@@ -117,36 +122,35 @@ def reads_of(rows: pa.RecordBatch, columns: pa.Schema, start: Order) -> pa.Recor
     count = len(rows)
     after = _struct(rows.columns[: len(columns)], columns, None)
     before = pa.nulls(count, pa.struct(list(columns)))
-    index = pa.array(np.arange(start.index, start.index + 2 * count, 2, dtype=np.uint32))
+    index = np.arange(start.index, start.index + 2 * count, 2, dtype=np.uint32)
     marks = rows.column("_invalid") if "_invalid" in rows.schema.names else None
-    order = (start.epoch, _repeated(start.commit, pa.uint64(), count), index)
-    return _batch(_repeated(int(Op.READ), pa.int8(), count), order, before, after, marks)
+    order = (start.epoch, np.full(count, start.commit, np.uint64), index)
+    return _batch(np.full(count, Op.READ, np.int8), order, before, after, marks)
 
 
 def _batch(
-    op: pa.Array,
-    order: tuple[int, pa.Array, pa.Array],
+    op: npt.NDArray[np.int8],
+    order: tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.uint32]],
     before: pa.StructArray,
     after: pa.StructArray,
     marks: pa.Array | None,
 ) -> pa.RecordBatch:
+    # From NumPy arrays: from Python values Arrow is several times slower, which counts in batches of one row.
     count = len(op)
     schema = changes_schema(pa.schema(list(after.type)), invalid=marks is not None)
     epoch, commit, index = order
+    head = [pa.array(values) for values in (op, np.full(count, epoch, np.uint32), commit, index)]
     unknown = [pa.nulls(count, schema.field("_time").type), pa.nulls(count, pa.string())]
-    arrays = [op, _repeated(epoch, pa.uint32(), count), commit, index, *unknown, before, after]
-    return pa.RecordBatch.from_arrays([*arrays, *([] if marks is None else [marks])], schema=schema)
+    tail = [before, after] if marks is None else [before, after, marks]
+    return pa.RecordBatch.from_arrays([*head, *unknown, *tail], schema=schema)
 
 
-def _repeated(value: int, kind: pa.DataType, count: int) -> pa.Array:
-    return pa.repeat(pa.scalar(value, kind), count)
+def _struct(arrays: Sequence[pa.Array], columns: pa.Schema, absent: npt.NDArray[np.bool_] | None) -> pa.StructArray:
+    mask = None if absent is None or not absent.any() else pa.array(absent)
+    return pa.StructArray.from_arrays(list(arrays), fields=list(columns), mask=mask)
 
 
-def _struct(arrays: Sequence[pa.Array], columns: pa.Schema, absent: pa.Array | None) -> pa.StructArray:
-    return pa.StructArray.from_arrays(list(arrays), fields=list(columns), mask=absent)
-
-
-def _marks(invalid: pa.Array, op: pa.Array, key: tuple[str, ...]) -> pa.Array:
+def _marks(invalid: pa.Array, rows: int, key: tuple[str, ...]) -> pa.Array:
     """Marks by the columns' own names. What was wrong with a row before the change matters only in its key."""
     parents = pc.list_parent_indices(invalid)
     flat = invalid.flatten()
@@ -158,7 +162,7 @@ def _marks(invalid: pa.Array, op: pa.Array, key: tuple[str, ...]) -> pa.Array:
     fields = [columns, flat.field("expected"), flat.field("got")]
     flat = pa.StructArray.from_arrays(fields, fields=list(INVALID.value_type)).filter(kept)
     counts = pc.value_counts(parents.filter(kept))
-    return _regrouped(flat, counts, len(op))
+    return _regrouped(flat, counts, rows)
 
 
 def _regrouped(flat: pa.StructArray, counts: pa.StructArray, rows: int) -> pa.ListArray:
@@ -167,7 +171,3 @@ def _regrouped(flat: pa.StructArray, counts: pa.StructArray, rows: int) -> pa.Li
     offsets = np.zeros(rows + 1, dtype=np.int32)
     np.cumsum(sizes, out=offsets[1:])
     return pa.ListArray.from_arrays(pa.array(offsets), flat, type=INVALID, mask=pa.array(sizes == 0))
-
-
-def empty_rows(target: Target) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in target.columns], schema=target.columns)

@@ -7,26 +7,104 @@ found, and how far the load has come is kept as the very values that it stores.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from headwater.dialects.sqlite_rows import Times
 from headwater.drivers.sqlite import Connection, quoted
-from headwater.sources.trigger_sqlite.changes import Fetcher, Target
+from headwater.model import Changes, Order, Reading, Reload
+from headwater.protocols import Capture
+from headwater.sources.trigger_sqlite.changes import Target, reads_of, rows_of
 from headwater.sources.trigger_sqlite.names import Names
+from headwater.sources.trigger_sqlite.position import DONE, LOADING, READING, StreamLoad
 from headwater.sources.trigger_sqlite.shape import Shape
 from headwater.sources.trigger_sqlite.sql import Layout, changed_keys
+
+Identity = tuple[Any, ...]
+"""The values that identify a row, as SQLite gives them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Rows between two identities. `end`: the last row's identity, None at the table's end. `count`: rows passed."""
+    """One step of a load: its changes, and how far the load has come with them."""
 
-    rows: list[pa.RecordBatch]
-    end: tuple[Any, ...] | None
-    count: int
+    changes: tuple[Changes, ...]
+    progress: StreamLoad
+
+    @property
+    def last(self) -> bool:
+        return self.progress.state == DONE
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """Reads chunks on one connection, inside the caller's read transactions."""
+
+    connection: Connection
+    times: Times
+    names: Names
+    layouts: tuple[Layout, ...]
+
+    def chunk(self, capture: Capture, target: Target, progress: StreamLoad, rows: int, epoch: int) -> Chunk:
+        """The next chunk of about `rows` rows. The last part of a reading may be empty, but is there."""
+        changed = None
+        if progress.state == LOADING:
+            layouts = [layout for layout in self.layouts if layout.table == capture.table.name]
+            changed = changed_since(self.names, layouts, target.shape, progress.since)
+        end = end_of_chunk(self.connection, target.shape, progress.after, rows)
+        found = self._read(target, progress.after, end, changed)
+        if end is None and progress.state == READING and not found:
+            found = [_nothing(target)]
+        count = progress.count + sum(map(len, found))
+        step = tuple(_labelled(capture, target, progress, found, Order(epoch, progress.start), last=end is None))
+        if end is None:
+            return Chunk(step, StreamLoad(progress.token, progress.table, DONE, progress.start))
+        return Chunk(step, dataclasses.replace(progress, after=end, count=count))
+
+    def _read(
+        self, target: Target, after: Identity | None, end: Identity | None, changed: ChangedSince | None
+    ) -> list[pa.RecordBatch]:
+        shape = target.shape
+        left_out = changed.sql if changed is not None else None
+        statements = [chunk_sql(shape, target.names, left_out, behind=after is not None, bounded=end is not None)]
+        if end is None and after is not None:  # without any bound, the one statement has read them
+            statements += filter(None, [keyless_sql(shape, target.names, left_out)])
+        bound: dict[str, Any] = {f"a{i}": value for i, value in enumerate(after or ())}
+        bound |= {f"e{i}": value for i, value in enumerate(end or ())}
+        if changed is not None:
+            bound["since"] = changed.since
+        return [batch for sql in statements for batch in self._rows(target, sql, bound)]
+
+    def _rows(self, target: Target, sql: str, bound: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+        used = {name: value for name, value in bound.items() if f":{name}" in sql}
+        return rows_of(sql, target, self.times).read(self.connection, used)
+
+
+def _labelled(
+    capture: Capture,
+    target: Target,
+    progress: StreamLoad,
+    found: Sequence[pa.RecordBatch],
+    since: Order,
+    *,
+    last: bool,
+) -> Iterator[Changes]:
+    ordinal = progress.count
+    for number, batch in enumerate(found, 1):
+        reading = None
+        if progress.state == READING:
+            reading = Reading(Reload(progress.reload), since, last and number == len(found))
+        data = reads_of(batch, target.columns, dataclasses.replace(since, index=2 * ordinal))
+        yield Changes(capture.table, data, stream=capture.stream, reading=reading)
+        ordinal += len(batch)
+
+
+def _nothing(target: Target) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in target.columns], schema=target.columns)
 
 
 def end_of_chunk(
@@ -63,24 +141,6 @@ def keyless_sql(shape: Shape, names: Sequence[str], unchanged: str | None) -> st
     return f"SELECT {', '.join(map(quoted, names))} FROM {quoted(shape.table)} WHERE {' AND '.join(tests)}"
 
 
-def read_chunk(
-    fetcher: Fetcher, target: Target, after: tuple[Any, ...] | None, rows: int, changed: ChangedSince | None
-) -> Chunk:
-    """The next chunk of about `rows` rows; inside a read transaction of the caller's."""
-    shape = target.shape
-    end = end_of_chunk(fetcher.connection, shape, after, rows)
-    bound = {f"a{i}": value for i, value in enumerate(after or ())}
-    bound |= {f"e{i}": value for i, value in enumerate(end or ())}
-    unchanged = changed.sql if changed is not None else None
-    statements = [chunk_sql(shape, target.names, unchanged, behind=after is not None, bounded=end is not None)]
-    if end is None and after is not None:  # without any bound, the one statement has read them
-        statements += filter(None, [keyless_sql(shape, target.names, unchanged)])
-    if changed is not None:
-        bound["since"] = changed.since
-    batches = [batch for statement in statements for batch in _rows(fetcher, target, statement, bound)]
-    return Chunk(batches, end, sum(map(len, batches)))
-
-
 @dataclass(frozen=True, slots=True)
 class ChangedSince:
     """The identities that changes behind `since` name: their rows come as changes."""
@@ -96,12 +156,6 @@ def changed_since(names: Names, layouts: Sequence[Layout], shape: Shape, since: 
     if not known:
         return None
     return ChangedSince(" UNION ALL ".join(changed_keys(names, layout, shape) for layout in known), since)
-
-
-def _rows(fetcher: Fetcher, target: Target, statement: str, bound: dict[str, Any]) -> Iterator[pa.RecordBatch]:
-    kinds = list(zip(target.names, target.kinds, strict=True))
-    used = {name: value for name, value in bound.items() if f":{name}" in statement}
-    return fetcher.fetch(statement, used, kinds)
 
 
 def _left_out(shape: Shape, unchanged: str | None) -> list[str]:

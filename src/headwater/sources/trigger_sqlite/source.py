@@ -10,39 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
-import pyarrow as pa
-
-from headwater.config import SourceConfig
-from headwater.dialects.sqlite import SqliteDialect, open_dialect
 from headwater.drivers.sqlite import Connection, quoted
 from headwater.errors import Busy, SourceError
 from headwater.faults import failpoint
-from headwater.model import Batch, Changes, Note, Order, Position, Reading, Reload, SourceState, TableId, utc_now
+from headwater.model import Batch, Changes, Note, Position, SourceState, TableId, utc_now
 from headwater.protocols import Capture
-from headwater.sources.trigger_sqlite import begin, changes, load
-from headwater.sources.trigger_sqlite.changes import Fetcher, Target
-from headwater.sources.trigger_sqlite.install import Arrangement, arrange, find
+from headwater.sources.trigger_sqlite import begin, changes
+from headwater.sources.trigger_sqlite.changes import Statement, Target
+from headwater.sources.trigger_sqlite.install import arrange
+from headwater.sources.trigger_sqlite.load import Loader
 from headwater.sources.trigger_sqlite.names import Names
 from headwater.sources.trigger_sqlite.pace import Pace
-from headwater.sources.trigger_sqlite.position import DONE, LOADING, READING, Place, StreamLoad, anchor_of, place_of
+from headwater.sources.trigger_sqlite.position import DONE, Place, StreamLoad, anchor_of, place_of
 from headwater.sources.trigger_sqlite.prune import Pruner, prepare
-from headwater.sources.trigger_sqlite.shape import shape_of
+from headwater.sources.trigger_sqlite.state import Opener, state_of
 from headwater.sources.trigger_sqlite.wake import Wake
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Opener:
-    """Opens the source's database, each time anew."""
-
-    config: SourceConfig
-    directory: str
-
-    def __call__(self) -> SqliteDialect:
-        return open_dialect(config=self.config, directory=self.directory)
-
 
 GIVE_WAY_MS = 50
 """How long mending waits for a writer to end; it is tried again at the next wake-up."""
@@ -95,10 +79,7 @@ class TriggerSource:
 
     def state(self, stream: str) -> SourceState:
         """See `protocols.Source`. The snapshot is held until the changes are read to their end, or closed."""
-        rows = _state(self._names, self._captures[stream], self._open, self._epoch)
-        order = next(rows)
-        assert isinstance(order, Order)
-        return SourceState(order, rows)
+        return state_of(self._names, self._captures[stream], self._open, self._epoch)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -131,8 +112,8 @@ class _Session:
             self._dialect.close()
             raise
         ((self._busy_timeout_ms,),) = self._connection.execute("PRAGMA busy_timeout")
-        self._fetcher = Fetcher(self._connection, self._dialect.times)
         self._targets: dict[str, Target] = {}
+        self._statements: dict[int, Statement] = {}
 
     def _pruning(self) -> Connection:
         return prepare(Connection(self._connection.path, busy_timeout=0.0))
@@ -173,28 +154,31 @@ class _Session:
         with self._connection.transaction():
             current = self._connection.schema_version() == self._arrangement.schema_version
             top = self.newest()
-            if top < self.place.id:
-                raise SourceError(
-                    f"the change table {self._names.change} lost changes while it was read",
-                    hint="the next start compares every stream with its table",
-                )
-            high = min(top, self.place.id + self._pages.rows)
-            found = self._live(high)
-            moved = high != self.place.id
-            anchor = anchor_of(self._connection, self._names, high) if moved else self.place.anchor
-            place = dataclasses.replace(self.place, id=high, anchor=anchor)
-            stream = self._loading() if current and high == top else None
+            self._check_not_lost(top)
+            place = self._moved(min(top, self.place.id + self._pages.rows))
+            found = self._live(place.id)
+            stream = self._loading() if current and place.id == top else None
             if stream is not None:
-                more, place = self._chunk(stream, place)
-                found += more
-        self.place = place
+                rows, place = self._chunk(stream, place)
+                found += rows
+        moved, self.place = place is not self.place, place
         if not current:
             self._rearrange()
         elif stream is not None and place.loads[stream].state == DONE:
             self._settle(gap=False)  # triggers may have been lost while the reading was under way
-        if not moved and stream is None and not self._notes:
-            return None
-        return self._batch(tuple(found))
+        return self._batch(tuple(found)) if moved or self._notes else None
+
+    def _moved(self, high: int) -> Place:
+        if high == self.place.id:
+            return self.place
+        return dataclasses.replace(self.place, id=high, anchor=anchor_of(self._connection, self._names, high))
+
+    def _check_not_lost(self, top: int) -> None:
+        if top < self.place.id:
+            raise SourceError(
+                f"the change table {self._names.change} lost changes while it was read",
+                hint="the next start compares every stream with its table",
+            )
 
     def _batch(self, found: tuple[Changes, ...]) -> Batch:
         notes, self._notes = tuple(self._notes), []
@@ -204,15 +188,18 @@ class _Session:
         found: list[Changes] = []
         low = self.place.id
         for number in changes.numbers_between(self._connection, self._names, low, high):
-            layout = self._arrangement.layouts[number]
-            target = self._targets.get(layout.table)
-            if target is None:
-                continue
-            sql = changes.page_sql(self._names, layout, target)
-            pages = self._fetcher.fetch(sql, {"low": low, "high": high}, changes.page_kinds(target))
-            found += [changes.changes_of(page, target, self.place.epoch) for page in pages]
+            target = self._targets.get(self._arrangement.layouts[number].table)
+            if target is not None:
+                pages = self._page(number, target).read(self._connection, {"low": low, "high": high})
+                found += [changes.changes_of(page, target, self.place.epoch) for page in pages]
         self._pages.learn(found)
         return found
+
+    def _page(self, number: int, target: Target) -> Statement:
+        if number not in self._statements:
+            layout = self._arrangement.layouts[number]
+            self._statements[number] = changes.page_of(self._names, layout, target, self._dialect.times)
+        return self._statements[number]
 
     # loads and readings
 
@@ -223,29 +210,19 @@ class _Session:
                 return stream
         return None
 
-    def _chunk(self, stream: str, place: Place) -> tuple[list[Changes], Place]:
+    def _chunk(self, stream: str, place: Place) -> tuple[tuple[Changes, ...], Place]:
         capture = self._captures[stream]
-        target = self._target_of(capture)
+        described = self._targets[capture.table.name]
+        target = changes.target_of(described.table, capture.columns, described.shape)
         progress = self._still_valid(stream, place.loads[stream], target)
-        changed = None
-        if progress.state == LOADING:
-            layouts = [x for x in self._arrangement.layouts.values() if x.table == capture.table.name]
-            changed = load.changed_since(self._names, layouts, target.shape, progress.since)
-        chunk = load.read_chunk(self._fetcher, target, progress.after, self._chunks.rows, changed)
-        last = chunk.end is None
-        found = [*self._reads(capture, target, chunk.rows, progress, last, place.epoch)]
-        self._chunks.learn(found)
-        after = dataclasses.replace(
-            progress,
-            state=DONE if last else progress.state,
-            after=chunk.end,
-            count=progress.count + chunk.count,
-        )
-        if last:
-            done = dataclasses.replace(after, after=None, count=0, schema=0, since=0, reload="")
-            self._notes.append(Note(stream, "loaded", f"{after.count} rows of {capture.table} were read"))
-            return found, place.with_load(stream, done)
-        return found, place.with_load(stream, after)
+        layouts = tuple(self._arrangement.layouts.values())
+        loader = Loader(self._connection, self._dialect.times, self._names, layouts)
+        chunk = loader.chunk(capture, target, progress, self._chunks.rows, place.epoch)
+        self._chunks.learn(chunk.changes)
+        if chunk.last:
+            count = progress.count + sum(map(len, chunk.changes))
+            self._notes.append(Note(stream, "loaded", f"{count} rows of {capture.table} were read"))
+        return chunk.changes, place.with_load(stream, chunk.progress)
 
     def _still_valid(self, stream: str, progress: StreamLoad, target: Target) -> StreamLoad:
         """VACUUM gives rows new rowids: a load that goes by them has to begin again."""
@@ -256,26 +233,6 @@ class _Session:
         self._notes.append(Note(stream, "gap", text))
         return dataclasses.replace(progress, after=None, schema=version)
 
-    def _reads(
-        self, capture: Capture, target: Target, rows: list[pa.RecordBatch], progress: StreamLoad, last: bool, epoch: int
-    ) -> Iterator[Changes]:
-        ordinal = progress.count
-        if last and progress.state == READING and not rows:
-            rows = [changes.empty_rows(target)]
-        for number, batch in enumerate(rows, 1):
-            start = Order(epoch, progress.start, 2 * ordinal)
-            reading = None
-            if progress.state == READING:
-                is_last = last and number == len(rows)
-                reading = Reading(Reload(progress.reload), Order(epoch, progress.start), is_last)
-            data = changes.reads_of(batch, target.columns, start)
-            yield Changes(capture.table, data, stream=capture.stream, reading=reading)
-            ordinal += len(batch)
-
-    def _target_of(self, capture: Capture) -> Target:
-        """The table with the columns of this stream alone."""
-        return dataclasses.replace(self._targets[capture.table.name], names=capture.columns)
-
     # the schema
 
     def _arrange(self) -> None:
@@ -283,18 +240,18 @@ class _Session:
         for stream, capture in self._captures.items():
             wanted.setdefault(capture.table.name, {})[stream] = frozenset(capture.columns)
         self._arrangement = arrange(self._connection, self._names, wanted)
-        self._find_broken(self._arrangement)
-        self._targets = {}
+        self._find_broken(self._arrangement.broken)
+        self._targets, self._statements = {}, {}
         for table, shape in self._arrangement.shapes.items():
             kept = frozenset[str]().union(*(c for stream, c in wanted[table].items() if stream not in self.broken))
             described = self._dialect.table(TableId("", table))
             names = tuple(column.name for column in described.columns if column.name in kept)
-            self._targets[table] = Target(described, names, shape)
+            self._targets[table] = changes.target_of(described, names, shape)
 
-    def _find_broken(self, arrangement: Arrangement) -> None:
+    def _find_broken(self, found: Mapping[str, SourceError]) -> None:
         before = dict(self.broken)
         self.broken.clear()
-        for stream, error in arrangement.broken.items():
+        for stream, error in found.items():
             text = f"stream {stream}: {error.message}"
             self.broken[stream] = SourceError(text, hint=error.hint)
             if stream not in before or before[stream].message != text:
@@ -325,26 +282,3 @@ class _Session:
             settler.label(begin.marker(self._connection, self._names, self._arrangement))
         self.place = dataclasses.replace(self.place, loads=settler.loads)
         self._notes += settler.notes
-
-
-def _state(names: Names, capture: Capture, opener: Opener, epoch: int) -> Iterator[Any]:
-    """The snapshot's order first, then its changes."""
-    dialect = opener()
-    try:
-        with dialect.connect() as connection, connection.transaction():
-            if find(connection, names).incarnation is None:
-                raise SourceError(
-                    f"{connection.path} has no triggers of this pipeline yet", hint="`headwater run` makes them"
-                )
-            ((top,),) = connection.execute(f"SELECT max(id) FROM {quoted(names.change)}")
-            order = Order(epoch, int(top or 0))
-            yield order
-            target = Target(dialect.table(capture.table), capture.columns, shape_of(connection, capture.table.name))
-            fetcher, ordinal = Fetcher(connection, dialect.times), 0
-            sql = load.chunk_sql(target.shape, target.names, None, behind=False, bounded=False)
-            for batch in fetcher.fetch(sql, {}, list(zip(target.names, target.kinds, strict=True))):
-                data = changes.reads_of(batch, target.columns, Order(epoch, order.commit, 2 * ordinal))
-                ordinal += len(batch)
-                yield Changes(capture.table, data, stream=capture.stream)
-    finally:
-        dialect.close()

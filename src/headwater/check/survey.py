@@ -1,0 +1,56 @@
+"""What only the databases' catalogues know of the streams: their columns and keys; and what each path gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from headwater import plugins
+from headwater.config import Config, StreamConfig
+from headwater.dialects import Dialect, Table
+from headwater.errors import HeadwaterError
+from headwater.model import TableId
+from headwater.protocols import Guarantee
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the databases say, by stream. A stream that is missing is not checked for it."""
+
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    guarantees: Mapping[str, Guarantee] = field(default_factory=dict)
+    failures: Mapping[str, HeadwaterError] = field(default_factory=dict)
+
+
+def look(config: Config) -> Survey:
+    """Inspect the catalogues of all sources. A source that is away is a failure of its streams, not of the check."""
+    tables: dict[str, Table] = {}
+    columns: dict[str, tuple[str, ...]] = {}
+    guarantees: dict[str, Guarantee] = {}
+    failures: dict[str, HeadwaterError] = {}
+    for name, stream in config.streams.items():
+        try:
+            table, found = _inspected(config, stream)
+            columns[name] = found
+            if table is not None:
+                tables[name] = table
+            keyed = bool(stream.key or (table is not None and table.key))
+            scheme = config.sources[stream.source].scheme
+            guarantees[name] = plugins.source_guarantee(scheme, stream.pattern)(stream, keyed=keyed)
+        except HeadwaterError as error:
+            failures[name] = error
+    return Survey(tables, columns, guarantees, failures)
+
+
+def _inspected(config: Config, stream: StreamConfig) -> tuple[Table | None, tuple[str, ...]]:
+    source = config.sources[stream.source]
+    dialect: Dialect = plugins.dialect_factory(source.scheme)(config=source, directory=str(config.directory))
+    try:
+        if stream.query is not None:
+            return None, tuple(dialect.describe(stream.query).names)
+        schema, dot, name = (stream.table or "").partition(".")
+        table = dialect.table(TableId(schema, name) if dot else TableId("", schema))
+        return table, tuple(column.name for column in table.columns)
+    finally:
+        dialect.close()
