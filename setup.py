@@ -21,7 +21,7 @@ def extensions() -> list[Extension]:
         Extension(name, [source], extra_compile_args=["-O2"], optional=NATIVE != "require")
         for name, source in MODULES.items()
     ]
-    modules: list[Extension] = cythonize(found, build_dir="build")
+    modules: list[Extension] = cythonize(found, build_dir="build")  # type: ignore[no-untyped-call]
     return modules
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from headwater.dialects.sqlite import SqliteDialect
+from headwater.drivers.sqlite import Connection
 from headwater.errors import Busy, SourceError
 from headwater.model import Order
 from headwater.protocols import Load
+from headwater.sources.trigger_sqlite import install
+from headwater.sources.trigger_sqlite.shape import Shape, shape_of
 from tests.trigger_world import Following, Row, World, capture, worlds
 
 TABLE = "CREATE TABLE t(id INTEGER PRIMARY KEY, u TEXT UNIQUE, v TEXT)"
@@ -346,6 +350,25 @@ def test_two_streams_of_one_table_fail_one_by_one(world: World) -> None:
     world.catch_up()
     assert world.replicas["s.wide"].rows == world.rows("t", ("id", "u", "v"), ("id",))
     assert world.replicas["s.narrow"].rows.keys() == {(1,), (2,), (3,)}
+
+
+def test_f70_triggers_with_which_the_application_could_not_write_are_not_left_behind(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.app.execute("CREATE TABLE o(id INTEGER PRIMARY KEY, n INTEGER NOT NULL DEFAULT 1 UNIQUE)")
+    monkeypatch.setattr(install, "shape_of", with_unusable_default)
+    world.capture(T, capture("o", ("id", "n"), ("id",)))
+    with pytest.raises(SourceError, match=r"stream s\.o: table o: with triggers on it SQLite would refuse writes"):
+        world.catch_up()
+    world.app.executescript("INSERT INTO o VALUES (1, 2); INSERT INTO t VALUES (1, 'a', 1)")
+    with pytest.raises(SourceError, match=r"no such function: nobody_knows"):
+        world.catch_up()
+    assert world.replicas["s.t"].rows == {(1,): row(1, "a", "1")}
+
+
+def with_unusable_default(connection: Connection, table: str, present: tuple[str, ...]) -> Shape:
+    found = shape_of(connection, table, present)
+    return dataclasses.replace(found, defaults=dict.fromkeys(found.defaults, "nobody_knows()"))
 
 
 # the schema changes

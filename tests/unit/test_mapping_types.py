@@ -119,3 +119,16 @@ def test_types_in_turn_end_in_as_many_parts() -> None:
     events, _ = mapping(SETTINGS, orders(), columns=COLUMNS).apply(changes(rows, columns=COLUMNS))
     assert [part.type for part in events] == ["paid", "placed"] * 25
     assert [e["id"] for e in plain(events)] == list(range(50))
+
+
+def test_f55_where_of_a_type_that_fails_on_a_row_quarantines_that_row() -> None:
+    settings = {"where": "total > 0", "types": {"placed": {"where": "CAST(state AS BIGINT) > 1"}}}
+    rows = [
+        change("c", None, row(1, "5", total=0)),
+        change("c", None, row(2, "2")),
+        change("c", None, row(3, "x")),
+        change("c", None, row(4, "1")),
+    ]
+    events, rejected = mapping(settings, orders(), columns=COLUMNS).apply(changes(rows, columns=COLUMNS))
+    assert [e["id"] for e in plain(events)] == [2]
+    assert [(r["field"], r["key"]) for r in reasons(rejected)] == [("where", '{"id":3}')]

@@ -393,17 +393,12 @@ def test_a_prefix_that_tables_share_is_a_namespace_unless_it_is_an_entity() -> N
 
 
 def test_words_that_are_written_together_are_parted_where_the_database_knows_them() -> None:
-    tables = [
-        "student_courseenrollment",
-        "student_manualenrollmentaudit",
-        "student_userprofile",
-        "student_registration",
-    ]
-    named = name_tables(
-        tables, pipeline="p", columns=["course_id", "user_id", "enrollment_state", "manual_reason", "region"]
-    )
+    tables = ["courseenrollment", "courseenrollmentattribute", "manualenrollmentaudit", "userprofile", "registration"]
+    columns = ["course_id", "user_id", "enrollment_state", "manual_reason", "region", "audit_at"]
+    named = name_tables([f"student_{table}" for table in tables], pipeline="p", columns=columns)
     assert [naming.entity for naming in named.values()] == [
         "course_enrollment",
+        "course_enrollment_attribute",
         "manual_enrollment_audit",
         "user_profile",
         "registration",

@@ -149,6 +149,14 @@ def test_a_history_is_compared_event_by_event() -> None:
     assert [d.key["_commit"] for d in found.extra] == [7]
 
 
+def test_a_history_that_has_lost_all_its_rows_is_found() -> None:
+    bus = bus_with(events([{"op": "c", "at": (1, 1, 0), "id": 1}, {"op": "d", "at": (1, 2, 0), "id": 1}]))
+    shelf = Shelf(ITEM, history=True)
+    shelf.at = Cursor(bus.streams()["shop.item"].incarnation, (2,))
+    assert len(verify_sink(bus, "shop.item", ITEM, shelf, mode="history").missing) == 2
+    assert verify_sink(bus, "shop.item", ITEM, shelf, mode="current").equal
+
+
 def test_several_types_are_compared_as_a_history() -> None:
     contract = Contract(
         stream="shop.order",

@@ -87,6 +87,7 @@ cdef enum:
     TEXT = 3
     BLOB = 4
     NULL_TYPE = 5
+    TOO_BIG = 18
     VARIANT_KIND = 0
     SHOWN_BYTES = 160
     MOST_ROWS = 65536
@@ -347,11 +348,11 @@ cdef class NativeEngine:
 
 
 cdef bint _is_blank(const char* tail):
-    """Whether nothing but white space, semicolons and comments is left."""
-    rest = (<bytes>tail).lstrip(b" \t\r\n\f;")
+    """Whether nothing but white space and comments is left."""
+    rest = (<bytes>tail).lstrip(b" \t\r\n\f")
     while rest.startswith((b"--", b"/*")):
         end = b"\n" if rest.startswith(b"--") else b"*/"
-        rest = rest[2:].partition(end)[2].lstrip(b" \t\r\n\f;")
+        rest = rest[2:].partition(end)[2].lstrip(b" \t\r\n\f")
     return not rest
 
 
@@ -784,6 +785,8 @@ cdef int _write(NativeEngine engine, _Statement statement, list arrays, int64_t 
                 code = write_row(statement.pointer, inputs, width, row)
                 if code != DONE:
                     break
+        if rows and code == TOO_BIG:
+            raise error_of(engine.path, code, "string or blob too big")
         if rows and code != DONE:
             raise engine.error()
         lib.reset(statement.pointer)
@@ -823,7 +826,7 @@ cdef int bind_value(sqlite3_stmt* statement, int index, Input* c, int64_t row) n
         start, end = (<const int32_t*>c.offsets)[at], (<const int32_t*>c.offsets)[at + 1]
     data = c.values + start if end > start else EMPTY
     if end - start > 0x7FFFFFFF:
-        return 18  # SQLITE_TOOBIG
+        return TOO_BIG
     if c.kind == TEXT:
         return lib.bind_text(statement, index, data, <int>(end - start), NULL)
     return lib.bind_blob64(statement, index, data, <uint64_t>(end - start), NULL)

@@ -107,14 +107,14 @@ def _applications(names: list[str]) -> frozenset[str]:
 def _vocabulary(tables: Iterable[str], columns: Iterable[str]) -> frozenset[str]:
     """The words of tables' and columns' names that are written apart somewhere: `course_id` knows of courses."""
     apart = [name for name in (*tables, *map(snake, columns)) if "_" in name]
-    return frozenset(_singular(word) for name in apart for word in name.split("_") if len(word) >= _SHORTEST)
+    found = frozenset(_singular(word) for name in apart for word in name.split("_") if len(word) >= _SHORTEST)
+    return frozenset(word for word in found if _parted(word, found - {word}) == [word])
 
 
 def _naming(name: str, prefixes: frozenset[str], pipeline: str, known: frozenset[str]) -> Naming:
     prefix, _, rest = name.partition("_")
     if prefix in prefixes and rest and rest[0].isalpha():
-        # Its own name is no proof that it is one word.
-        return Naming(prefix, parted(singular(rest), known - {singular(rest)}))
+        return Naming(prefix, parted(singular(rest), known))
     return Naming(pipeline, singular(name))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from itertools import chain
+from typing import Literal
 
 import pyarrow as pa
 
@@ -17,11 +18,19 @@ from headwater.verify.tables import Tables, Workspace
 
 
 def verify_sink(
-    bus: Bus, stream: str, contract: Contract, sink: Sink, *, workspace: Workspace | None = None
+    bus: Bus,
+    stream: str,
+    contract: Contract,
+    sink: Sink,
+    *,
+    mode: Literal["current", "history"] | None = None,
+    workspace: Workspace | None = None,
 ) -> Comparison:
     """Compare the sink's rows with the stream folded to the sink's cursor, both read in one transaction of the target.
 
-    A sink that keeps every event is compared event by event. Neither side need stand still.
+    A sink that keeps every event is compared event by event. `mode` says which of the two the sink is; without it the
+    rows do, and a history that has lost all of its rows looks like a current state without any. Neither side need
+    stand still.
     """
     against = f"sink {sink.name}"
     known = bus.streams().get(stream)
@@ -34,7 +43,7 @@ def verify_sink(
     if reason := _why_not(known, cursor, contract):
         _close(rows)
         return incomparable(stream, against, reason)
-    history = not contract.key or (first is not None and "_op" in first.schema.names)
+    history = mode == "history" if mode is not None else _is_history(contract, first)
     below = cursor.offset if cursor is not None else known.first
     with Tables(contract, workspace or Workspace(), history=history) as tables:
         tables.load_rows(chain([first] if first is not None else [], rows))
@@ -45,6 +54,10 @@ def verify_sink(
         find(tables, comparison, rows_are_source=False)
         classify(tables, comparison, Excuses(settled_below=below if compacted else None))
     return _without_compacted(comparison) if compacted and history else comparison
+
+
+def _is_history(contract: Contract, first: pa.RecordBatch | None) -> bool:
+    return not contract.key or bool(contract.types) or (first is not None and "_op" in first.schema.names)
 
 
 def _why_not(known: StreamState, cursor: Cursor | None, contract: Contract) -> str:

@@ -11,6 +11,7 @@ import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,9 +29,11 @@ TRIPLE = ("_epoch", "_commit", "_index")
 _TRIPLE_TYPES = [("_epoch", pa.uint32()), ("_commit", pa.uint64()), ("_index", pa.uint32())]
 _PLACE = "(_epoch::UHUGEINT << 96) + (_commit::UHUGEINT << 32) + _index::UHUGEINT"
 _EMPTIES = f"_op = {Op.TRUNCATE.value}"
+_BUCKETS = 256
 _CHUNK_ROWS = 50_000
 _CHUNK_BYTES = 8 * 2**20
-_PART_ROWS = 400_000
+_PART_ROWS = 200_000
+_PART_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Workspace:
     """Where a comparison keeps its files, and how much memory it may take."""
 
     directory: Path | None = None
-    memory_limit: str = "256MB"
+    memory_limit: str = "512MB"
 
 
 class Tables:
@@ -52,6 +55,7 @@ class Tables:
         self.contract = contract
         self.history = history
         self.below: int | None = None
+        self._nbytes = 0
         self.columns = pa.schema([pa.field(f.name, holdable(f.type)) for f in table_schema(contract)])
         self.identity = TRIPLE if history else contract.key
         extra = [pa.field("_op", pa.int8())] if history else []
@@ -104,6 +108,7 @@ class Tables:
     def clear(self) -> None:
         for table in ("events", "rows"):
             self.db.execute(f"DELETE FROM {table}")
+        self._nbytes = 0
 
     def count(self, table: str) -> int:
         return int(self.one(f"SELECT count(*) FROM {table}"))
@@ -117,14 +122,19 @@ class Tables:
 
     def _make(self, table: str, schema: pa.Schema) -> None:
         self.db.register("empty", schema.empty_table())
-        self.db.execute(f"CREATE TABLE {table} AS FROM empty")
+        self.db.execute(f"CREATE TABLE {table} AS SELECT *, 0::USMALLINT AS _bucket FROM empty")
         self.db.unregister("empty")
 
     def _load(self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-        """Chunk by chunk, each in a transaction of its own: one large transaction would be held in memory."""
+        """Chunk by chunk, each in a transaction of its own: one large transaction would be held in memory.
+
+        Rows of a bucket lie together, so that reading a part of the keys passes over most of the rest.
+        """
+        bucket = f"(hash({', '.join(map(quoted, self.identity))}) % {_BUCKETS})::USMALLINT"
         for chunk in _chunks(batches):
+            self._nbytes += sum(batch.nbytes for batch in chunk)
             self.db.register("chunk", pa.Table.from_batches(chunk, schema))
-            self.db.execute(f"INSERT INTO {table} FROM chunk")
+            self.db.execute(f"INSERT INTO {table} SELECT *, {bucket} AS _bucket FROM chunk ORDER BY _bucket")
             self.db.unregister("chunk")
 
     def _event_rows(self, events: Events) -> pa.RecordBatch:
@@ -152,10 +162,13 @@ class Tables:
 
     def parts(self) -> Iterator[str]:
         """Conditions that part the keys so that each part's rows fit into memory; `true` alone for a small stream."""
-        count = max(self.count("events"), self.count("rows"))
-        number = count // _PART_ROWS + 1
-        keys = ", ".join(map(quoted, self.identity))
-        yield from (f"hash({keys}) % {number} = {part}" for part in range(number)) if number > 1 else ["true"]
+        rows = max(self.count("events"), self.count("rows"))
+        number = min(max(rows // _PART_ROWS, self._nbytes // _PART_BYTES) + 1, _BUCKETS)
+        if number == 1:
+            yield "true"
+            return
+        ends = [_BUCKETS * part // number for part in range(number + 1)]
+        yield from (f"_bucket >= {start} AND _bucket < {end}" for start, end in pairwise(ends))
 
     def told(self, part: str) -> str:
         """A query of what the events amount to, for one part of the keys."""

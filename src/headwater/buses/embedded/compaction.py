@@ -95,7 +95,7 @@ class _Chunk:
         losers = np.setdiff1d(_offsets(gathered), _offsets(winners))
         lacking = winners.filter(winners.column("_partial"))
         if lacking.num_rows:
-            places = _offsets(_matching(gathered, pa.table(lacking.select(self._key))))
+            places = np.sort(_offsets(_matching(gathered, pa.table(lacking.select(self._key)))))
             merged = self._merged(places)
             if merged is None:
                 losers = np.setdiff1d(losers, places)

@@ -94,7 +94,7 @@ class Reader:
         self._id = row.id
 
     def events(self) -> Iterator[Events]:
-        connection = self._store.connect()
+        connection = self._store.borrow()
         try:
             while self._end is None or self._place < self._end:
                 count, version = self._signal.count, _data_version(connection)
@@ -105,7 +105,7 @@ class Reader:
                 elif self._end is not None or not self._wait(connection, count, version):
                     return
         finally:
-            connection.close()
+            self._store.give_back(connection)
 
     def _handed_on(self, chunk: _Chunk) -> Iterator[Events]:
         """The chunk, in parts of at most `limit`. The last part's cursor lies behind any hole that follows."""

@@ -72,12 +72,12 @@ class Store:
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Connection]:
         """A short read transaction: all statements in the block see the same state."""
-        connection = self._borrow()
+        connection = self.borrow()
         try:
             with translated(self.path), reading(connection):
                 yield connection
         finally:
-            self._give_back(connection)
+            self.give_back(connection)
 
     def connect(self) -> Connection:
         """A connection of the caller's own, to be closed by the caller."""
@@ -93,7 +93,8 @@ class Store:
         with self._writing:
             self._writer.close()
 
-    def _borrow(self) -> Connection:
+    def borrow(self) -> Connection:
+        """A connection for a reader that runs longer than one transaction; to be given back."""
         with self._pool:
             if self._closed:
                 raise BusError(f"the bus {self.path} has been closed")
@@ -101,7 +102,7 @@ class Store:
                 return self._spare.pop()
         return self.connect()
 
-    def _give_back(self, connection: Connection) -> None:
+    def give_back(self, connection: Connection) -> None:
         with self._pool:
             if not self._closed:
                 self._spare.append(connection)

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from headwater.drivers.sqlite import Connection, StatementError, quoted
 from headwater.errors import SourceError
@@ -102,15 +103,61 @@ def arrange(connection: Connection, names: Names, wanted: Wanted) -> Arrangement
 
     When not one stream can be captured as asked, everything stays as it is.
     """
-    with connection.transaction():
-        plan = _plan(connection, names, wanted)
-    if not plan.differs or (plan.arrangement.broken and not plan.arrangement.active):
-        return plan.arrangement
+    unusable: dict[str, SourceError] = {}
+    while True:
+        with connection.transaction():
+            plan = _plan(connection, names, wanted, unusable)
+        if not plan.differs or (plan.arrangement.broken and not plan.arrangement.active):
+            return plan.arrangement
+        try:
+            return _arranged(connection, names, wanted, unusable)
+        except _Unusable as error:
+            unusable[error.table] = error.reason
+
+
+def _arranged(connection: Connection, names: Names, wanted: Wanted, unusable: Mapping[str, SourceError]) -> Arrangement:
     with _explained(connection), connection.transaction("IMMEDIATE"):
-        arrangement = _made(connection, names, _plan(connection, names, wanted))
+        plan = _plan(connection, names, wanted, unusable)
+        fine = [table for table in plan.arrangement.active if _refusal(connection, plan, table) is None]
+        arrangement = _made(connection, names, plan)
+        for table in fine:
+            if refusal := _refusal(connection, plan, table):
+                raise _Unusable(table, refusal)
         failpoint("trigger.install.before_commit")
     failpoint("trigger.install.after_commit")
     return arrangement
+
+
+class _Unusable(Exception):
+    """Rolls back triggers with which the application could not write."""
+
+    def __init__(self, table: str, refusal: StatementError) -> None:
+        super().__init__(table)
+        self.table = table
+        self.reason = SourceError(
+            f"table {table}: with triggers on it SQLite would refuse writes: {refusal.message}",
+            hint="an index or a default of the table cannot be used in a trigger; use `pattern: query`",
+        )
+
+
+def _refusal(connection: Connection, plan: _Plan, table: str) -> StatementError | None:
+    """Why SQLite cannot compile a write to the table as it is: only then does it look into the triggers.
+
+    Writes of no row, as EXPLAIN lets unknown functions pass (and SQLite 3.40 then crashes).
+    """
+    shape = plan.arrangement.shapes[table]
+    name, column = quoted(shape.table), quoted(next(c for c in shape.columns if c not in shape.generated))
+    writes = (
+        f"INSERT INTO {name}({column}) SELECT NULL WHERE 0",
+        f"UPDATE {name} SET {column} = NULL WHERE 0",
+        f"DELETE FROM {name} WHERE 0",
+    )
+    try:
+        for write in writes:
+            connection.execute(write)
+    except StatementError as error:
+        return error
+    return None
 
 
 @contextmanager
@@ -166,13 +213,18 @@ class _Plan:
         )
 
 
-def _plan(connection: Connection, names: Names, wanted: Wanted) -> _Plan:
+def _plan(
+    connection: Connection, names: Names, wanted: Wanted, unusable: Mapping[str, SourceError] = MappingProxyType({})
+) -> _Plan:
     found = find(connection, names)
     layouts, active, shapes = dict(found.layouts), {}, {}
     texts: dict[str, str] = {}
     holed: set[str] = set()
     broken: dict[str, SourceError] = {}
     for table, streams in sorted(wanted.items()):
+        if table in unusable:
+            broken.update(dict.fromkeys(streams, unusable[table]))
+            continue
         shape = _shape(connection, table, streams, found, broken)
         columns = frozenset[str]().union(*(c for stream, c in streams.items() if stream not in broken))
         if shape is None or broken.keys() >= streams.keys():

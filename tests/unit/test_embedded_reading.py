@@ -1,0 +1,141 @@
+"""Waiting for what comes: no wake-up is lost, wherever between looking and waiting it arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from headwater.buses.embedded import EmbeddedBus, reading
+from headwater.errors import BusError
+from headwater.model import Events, Mapped
+from headwater.testing.buses import (
+    SOURCE,
+    STREAM,
+    Bench,
+    commits_of,
+    declaration,
+    declared,
+    events,
+    finished,
+    in_thread,
+    numbered,
+    position,
+)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with Bench("embedded", str(tmp_path)) as bench:
+        yield bench
+
+
+def append(bus: EmbeddedBus, *parts: Events) -> None:
+    bus.append(Mapped(parts), source=SOURCE, position=position(1))
+
+
+@pytest.mark.parametrize("same_process", [True, False])
+def test_f82_an_append_between_looking_and_waiting_is_seen(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, same_process: bool
+) -> None:
+    bus = declared(bench)
+    assert isinstance(bus, EmbeddedBus)
+    reader = bus if same_process else bench.open(append=False)
+    commits = iter(range(20))
+    wait = reading.Reader._wait
+
+    def late(self: Any, *arguments: Any) -> bool:
+        commit = next(commits, None)
+        if commit is not None:
+            append(bus, numbered(commit))
+        return wait(self, *arguments)
+
+    monkeypatch.setattr(reading.Reader, "_wait", late)
+
+    def twenty() -> list[int]:
+        seen: list[int] = []
+        for part in reader.read(STREAM, after=None, follow=True):
+            seen += commits_of([part])
+            if len(seen) == 20:
+                break
+        return seen
+
+    thread, result = in_thread(twenty)
+    finished(thread)
+    assert result == [list(range(20))]
+
+
+def test_a_stop_between_looking_and_waiting_is_seen(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = declared(bench)
+    wait = reading.Reader._wait
+
+    def late(self: Any, *arguments: Any) -> bool:
+        bus.stop()
+        return wait(self, *arguments)
+
+    monkeypatch.setattr(reading.Reader, "_wait", late)
+    thread, result = in_thread(lambda: list(bus.read(STREAM, after=None, follow=True)))
+    finished(thread)
+    assert result == [[]]
+
+
+def test_readers_of_another_process_ask_seldom_when_idle(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A millisecond while active; twenty once nothing has come for a second."""
+    bus = declared(bench)
+    assert isinstance(bus, EmbeddedBus)
+    reader = bench.open(append=False)
+    now = [0.0]
+    pauses: list[float] = []
+    monkeypatch.setattr(reading, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def wait(self: reading.Signal, count: int, stops: int, timeout: float | None) -> None:
+        assert timeout is not None
+        pauses.append(timeout)
+        now[0] += timeout
+        if len(pauses) == 1100:
+            append(bus, numbered(1))
+
+    monkeypatch.setattr(reading.Signal, "wait", wait)
+    (part,) = (next(reader.read(STREAM, after=None, follow=True)),)
+    assert commits_of([part]) == [1]
+    assert pauses[0] == 0.001
+    assert pauses[-1] == 0.020
+    assert sorted(pauses) == pauses
+
+
+def test_small_segments_come_joined_and_large_ones_as_they_are(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "LARGE", 10)
+    bus = declared(bench)
+    assert isinstance(bus, EmbeddedBus)
+    for size, start in ((1, 0), (2, 1), (3, 3), (10, 6), (1, 16), (1, 17)):
+        append(bus, numbered(*range(start, start + size)))
+    parts = list(bus.read(STREAM, after=None, follow=False))
+    assert [len(part) for part in parts] == [6, 10, 2]
+    assert commits_of(parts) == list(range(18))
+
+
+def test_a_stream_dropped_and_made_again_under_a_reader(bench: Bench) -> None:
+    bus = declared(bench)
+    assert isinstance(bus, EmbeddedBus)
+    append(bus, numbered(1))
+    reader = bus.read(STREAM, after=None, follow=True)
+    assert commits_of([next(reader)]) == [1]
+    bus.drop(STREAM)
+    bus.declare([declaration()])
+    with pytest.raises(BusError, match="dropped and made again while it was read"):
+        next(reader)
+
+
+def test_an_abandoned_reader_gives_back_its_connection(bench: Bench) -> None:
+    bus = declared(bench)
+    assert isinstance(bus, EmbeddedBus)
+    append(bus, numbered(1), events([{"id": 2, "commit": 2}]))
+    reader = bus.read(STREAM, after=None, follow=True, limit=1)
+    next(reader)
+    del reader
+    bus.close()
+    with pytest.raises(BusError, match="has been closed"):
+        bus.streams()
