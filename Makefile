@@ -1,7 +1,7 @@
 # Each target sets up .venv by itself; `make demo` on a fresh clone is enough.
 PY := .venv/bin/python
 JOBS ?= 2
-NATIVE_SOURCES := $(shell find src -name '*.pyx' -o -name '*_cy.py' -o -name '*.h' 2>/dev/null)
+NATIVE_SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxi' 2>/dev/null)
 
 .PHONY: help demo test check bench format clean
 

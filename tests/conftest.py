@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import pytest
 
-from headwater.cli.start import native
+from headwater.native import running
 
 ABSENT: dict[str, tuple[Callable[[], bool], str]] = {
-    "native": (lambda: native() == "native", "the compiled modules are not built; `pip install -e .` builds them"),
+    "native": (lambda: running() == "native", "the compiled modules are not built; `pip install -e .` builds them"),
     "root": (lambda: os.geteuid() == 0, "only root may mount a file system"),
 }
 
@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     required = os.environ.get("HEADWATER_REQUIRE", "") or "nothing"
-    return f"headwater: {native()}, SQLite {sqlite3.sqlite_version}; required: {required}"
+    return f"headwater: {running()}, SQLite {sqlite3.sqlite_version}; required: {required}"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from headwater.cli.app import app
-from headwater.errors import HeadwaterError
+from headwater.errors import AppenderBusy, ConfigError, HeadwaterError
 
 COMMAND = Path(sys.executable).with_name("headwater")
 CONFIGURATION = """
@@ -270,6 +270,60 @@ def test_what_only_the_appender_may_do_is_asked_of_the_running_pipeline(shop: Pa
         until(lambda: report("status", status=1)["streams"][0]["parked"] == 1)
         command("resume", "shop.order")
         until(lambda: (9, "open") in in_sink())
+
+
+def test_two_runs_on_one_bus_are_one_too_many(shop: Path) -> None:
+    with running() as process:
+        until(lambda: report("status")["running"])
+        with pytest.raises(AppenderBusy, match=f"process {process.pid} "):
+            command("run", "--once")
+        until(lambda: (1, "open") in in_sink())
+
+
+def test_check_names_what_is_wrong_and_where(shop: Path) -> None:
+    assert "NOT_ACCEPTED" in command("check")
+    path = shop / "headwater.yaml"
+    path.write_text(path.read_text().replace("{order_id: id}", "{order_id: idd}"))
+    (problem,) = [found for found in report("check", status=1) if found["severity"] == "error"]
+    assert (problem["rule"], problem["subject"]) == ("UNKNOWN_COLUMN", "order_id")
+    assert "::error file=headwater.yaml,line=" in command("check", "--github", status=1)
+    path.write_text(path.read_text().replace("pattern:", "patern:"))
+    with pytest.raises(ConfigError, match="did you mean `pattern`"):
+        command("check")
+
+
+def test_contracts_are_listed_compared_and_accepted(shop: Path) -> None:
+    assert [row["state"] for row in report("contract", "list")] == ["not accepted"]
+    command("contract", "accept")
+    assert [row["state"] for row in report("contract", "list")] == ["accepted"]
+    path = shop / "contracts/shop.order.yaml"
+    path.write_text(path.read_text().replace("version: 1", "version: 2").replace("decimal(10,2)", "decimal(8,2)"))
+    found = report("contract", "diff", "shop.order", status=1)
+    assert '+  total: {type: "decimal(8,2)", min: 0}' in found["diff"]
+    assert found["findings"], "a narrower type breaks full_transitive compatibility"
+    with pytest.raises(ConfigError, match="total"):
+        command("contract", "accept", "shop.order")
+    accepted = shop / "contracts/published/shop.order/v1.yaml"
+    accepted.write_text(accepted.read_text().replace("shop\n", "someone else\n"))
+    assert "changed" in command("contract", "list", status=1)
+
+
+def test_doctor_says_what_is_possible(shop: Path) -> None:
+    command("run", "--once")
+    (table,) = report("doctor")
+    ways = {pattern["way"]: pattern for pattern in table["patterns"]}
+    assert (ways["trigger"]["possible"], ways["trigger"]["chosen"]) == (True, True)
+    assert ways["query by timestamp"]["enable"], "the SQL that would make it possible"
+    assert "ALTER TABLE" in command("doctor", "shop")
+
+
+def test_f70_migrate_drops_a_column_beneath_the_triggers(shop: Path) -> None:
+    write("ALTER TABLE orders ADD COLUMN note TEXT")
+    command("run", "--once")
+    assert "1 statement" in command("migrate", "shop", "ALTER TABLE orders DROP COLUMN note")
+    write("INSERT INTO orders VALUES (4, 1, 'open')")
+    command("run", "--once")
+    assert in_sink()[-1] == (4, "open")
 
 
 @contextmanager

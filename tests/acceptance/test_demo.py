@@ -36,11 +36,11 @@ def test_the_demo_says_that_every_sink_equals_its_source(demo: tuple[Path, str])
     _, shown = demo
     assert "every sink equals its source, row by row" in shown
     assert "\x1b" not in shown, "without a terminal there are plain lines"
-    for command in ("headwater status", "headwater tail", "headwater sql"):
+    for command in ("headwater status", "headwater tail learning.enrollment", "headwater sql 'select"):
         assert command in shown
 
 
-def test_its_warehouse_has_the_rows_of_the_database(demo: tuple[Path, str]) -> None:
+def test_f21_the_rows_of_a_database_that_was_written_to_meanwhile_are_in_its_warehouse(demo: tuple[Path, str]) -> None:
     directory, _ = demo
     with closing(sqlite3.connect(directory / "lms.db")) as source:
         expected = [(*row[:4], None if row[4] is None else f"{row[4]:.2f}") for row in source.execute(LIVE)]

@@ -21,25 +21,25 @@ from headwater.testing.sinks import Row, Script, SinkTarget, all_rows, contract_
 
 SCHEMES = plugins.known("sinks")
 KEYS = st.integers(0, 4)
+AGAIN: st.SearchStrategy[bool] = st.booleans()
 TEXT = st.one_of(st.none(), st.text(max_size=3))
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> list[Row]:
+def histories(draw: Any) -> list[Row]:
     """Events as a source gives them, with some older ones that come once more."""
     alive: set[int] = set()
     rows: list[Row] = []
     for commit in range(draw(st.integers(1, 14))):
-        for index in range(draw(st.integers(1, 3))):
-            rows.append(_event(draw, alive, commit, 2 * index))
-        if rows and draw(st.booleans()):
+        rows += [_event(draw, alive, commit, 2 * index) for index in range(draw(st.integers(1, 3)))]
+        if draw(AGAIN):
             late = draw(st.sampled_from(rows))
             if "_unchanged" not in late and late["_op"] != Op.TRUNCATE:
                 rows.append(late)
     return rows
 
 
-def _event(draw: st.DrawFn, alive: set[int], commit: int, index: int) -> Row:
+def _event(draw: Any, alive: set[int], commit: int, index: int) -> Row:
     key = draw(KEYS)
     what = draw(st.integers(0, 19))
     if what == 0:
@@ -53,9 +53,10 @@ def _event(draw: st.DrawFn, alive: set[int], commit: int, index: int) -> Row:
         alive.discard(key)
         return row(Op.DELETE, commit, index, id=key)
     unchanged = sorted(draw(st.sets(st.sampled_from([1, 2, 3]))))
-    given_values = {1: ("name", draw(TEXT)), 3: ("note", draw(st.sampled_from(["1", "2"])))}
+    given_values: dict[int, tuple[str, Any]] = {1: ("name", draw(TEXT)), 3: ("note", draw(st.sampled_from(["1", "2"])))}
     values = dict(value for ordinal, value in given_values.items() if ordinal not in unchanged)
-    return row(Op.UPDATE, commit, index, id=key, **values, **({"_unchanged": unchanged} if unchanged else {}))
+    marks: dict[str, Any] = {"_unchanged": unchanged} if unchanged else {}
+    return row(Op.UPDATE, commit, index, id=key, **values, **marks)
 
 
 def _folded(history: Sequence[Row]) -> dict[int, Row]:

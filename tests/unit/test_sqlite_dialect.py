@@ -158,8 +158,9 @@ def utc(*parts: int) -> datetime.datetime:
 def test_timestamps_with_and_without_zone(tmp_path: Path) -> None:
     values = read_values(
         tmp_path, "datetime",
-        "'2024-07-01 12:00:00'", "'2024-07-01T12:00:00.123456'", "'2024-07-01T12:00:00Z'", "'2024-07-01 12:00:00+02:00'",
-        "'2024-07-01 12:00:00.5 +0230'", "'2024-07-01'", "'2024-07-01 12:00:00.1234567'", "'2024-07-01 12:00:00.1234560'",
+        "'2024-07-01 12:00:00'", "'2024-07-01T12:00:00.123456'", "'2024-07-01T12:00:00Z'",
+        "'2024-07-01 12:00:00+02:00'", "'2024-07-01 12:00:00.5 +0230'", "'2024-07-01'", "'2024-07-01 12:00:00.1234567'",
+        "'2024-07-01 12:00:00.1234560'",
         "'2024-13-01 00:00:00'", "1719835200", "1.5", "'now'",
     )  # fmt: skip
     assert values == [
@@ -233,7 +234,8 @@ def shop(tmp_path: Path) -> Iterator[SqliteDialect]:
         "CREATE TABLE django_migrations (id INTEGER PRIMARY KEY)",
         "CREATE TABLE customer (id INTEGER PRIMARY KEY, email TEXT NOT NULL UNIQUE, uid char(32) NOT NULL,"
         " data text NOT NULL CHECK ((JSON_VALID(data) OR data IS NULL)), price REAL DEFAULT 1, twice AS (price * 2))",
-        "CREATE TABLE item (code TEXT PRIMARY KEY, customer REFERENCES customer, x, y, FOREIGN KEY (x) REFERENCES item (code))",
+        "CREATE TABLE item (code TEXT PRIMARY KEY, customer REFERENCES customer, x, y,"
+        " FOREIGN KEY (x) REFERENCES item (code))",
         "CREATE INDEX item_xy ON item (x, y)",
         "CREATE INDEX item_part ON item (y) WHERE y > 1",
         "CREATE INDEX item_expr ON item (lower(x))",
@@ -286,7 +288,10 @@ def test_a_missing_column_names_the_nearest(shop: SqliteDialect) -> None:
 
 
 def test_describe_gives_the_types_of_a_custom_query(shop: SqliteDialect) -> None:
-    sql = "SELECT c.id, uid, price AS p, i.code -- a :cursor in a comment\n FROM customer c LEFT JOIN item i ON i.customer = c.id WHERE c.id > :cursor;"
+    sql = (
+        "SELECT c.id, uid, price AS p, i.code -- a :cursor in a comment\n"
+        " FROM customer c LEFT JOIN item i ON i.customer = c.id WHERE c.id > :cursor;"
+    )
     schema = shop.describe(sql)
     assert [(f.name, f.type) for f in schema] == [
         ("id", pa.int64()), ("uid", pa.string()), ("p", pa.float64()), ("code", pa.string()),
@@ -333,7 +338,8 @@ def test_f61_keyset_pages_split_equal_timestamps(tmp_path: Path) -> None:
     path = database(
         tmp_path / "p.db",
         "CREATE TABLE t (id INTEGER PRIMARY KEY, at DATETIME)",
-        "INSERT INTO t VALUES (5,'2024-01-01 00:00:00'), (3,'2024-01-01 00:00:00'), (9,'2023-01-01 00:00:00'), (1,NULL), (4,'2024-01-01 00:00:00')",
+        "INSERT INTO t VALUES (5, '2024-01-01 00:00:00'), (3, '2024-01-01 00:00:00'), (9, '2023-01-01 00:00:00')",
+        "INSERT INTO t VALUES (1, NULL), (4, '2024-01-01 00:00:00')",
     )
     with closing(dialect_of(path)) as dialect:
         assert [[row["id"] for row in page] for page in pages(dialect, "t", ["at", "id"], 2)] == [[9, 3], [4, 5]]

@@ -105,13 +105,18 @@ def test_readonly_reads_behind_a_writer_that_crashed(tmp_path: Path) -> None:
         assert connection.execute("SELECT count(*) FROM t") == [(0,)]
 
 
+def delete_and_fail(connection: Connection) -> None:
+    with connection.transaction():
+        connection.execute("DELETE FROM t WHERE a = 1")
+        connection.execute("INSERT INTO t VALUES (2, 'again')")
+
+
 def test_transactions_commit_and_roll_back(connection: Connection, path: Path) -> None:
     with connection.transaction("IMMEDIATE"):
         connection.execute("INSERT INTO t VALUES (?, ?)", (4, "four"))
         assert connection.in_transaction
-    with pytest.raises(ZeroDivisionError), connection.transaction():
-        connection.execute("DELETE FROM t")
-        raise ZeroDivisionError
+    with pytest.raises(ConstraintError):
+        delete_and_fail(connection)
     assert not connection.in_transaction
     with closing(sqlite3.connect(path)) as other:
         assert other.execute("SELECT a FROM t ORDER BY a").fetchall() == [(1,), (2,), (3,), (4,)]
@@ -190,7 +195,7 @@ def test_what_sqlite_cannot_hold_is_refused(connection: Connection) -> None:
         connection.write_batch("INSERT INTO t (a) VALUES (?)", pa.record_batch({"a": pa.array([2**63], pa.uint64())}))
     with pytest.raises(StatementError, match="column `a` is date32"):
         connection.write_batch("INSERT INTO t (a) VALUES (?)", pa.record_batch({"a": pa.array([1], pa.date32())}))
-    with pytest.raises(StatementError, match="has 2 parameters, 1 values"):
+    with pytest.raises(StatementError, match=r"2.*, (and there are )?1 "):
         connection.write_batch("INSERT INTO t VALUES (?, ?)", pa.record_batch({"a": [1]}))
 
 

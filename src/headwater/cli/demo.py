@@ -6,6 +6,7 @@ It uses nothing that a user does not have: the pipeline is files in a directory,
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -138,16 +139,23 @@ def _ending(equal: bool) -> str:
 
 
 def _next(demo: Demo) -> str:
+    command = _command(demo.directory)
     return f"""
 What happened: triggers on two tables and a query on a third became three streams, each shaped by its contract
 ({demo.directory}/contracts), kept in {demo.directory}/data, and written into DuckDB, SQLite and Parquet.
 
-Try next:
-  cd {demo.directory}
-  headwater status
-  headwater tail learning.enrollment
-  headwater sql 'select mode, count(*), sum(price_paid) from learning.enrollment_current group by mode'
+Try next, in {demo.directory}:
+  {command} status
+  {command} tail learning.enrollment
+  {command} sql 'select mode, count(*), sum(price_paid) from learning.enrollment_current group by mode'
 """
+
+
+def _command(directory: Path) -> str:
+    """How this very command is called there: by its name alone only where the shell finds it."""
+    here = Path(sys.executable).with_name("headwater")
+    found = shutil.which("headwater")
+    return "headwater" if found is not None and Path(found) == here else os.path.relpath(here, directory)
 
 
 @contextmanager

@@ -186,14 +186,18 @@ def version(as_json: Json = False) -> None:
       headwater version --json
     """
     import platform
+    import sqlite3
     from importlib.metadata import version as installed
 
-    report = {"headwater": installed("headwater"), "native": native(), "python": platform.python_version()}
+    from headwater.native import running
+
+    report = {
+        "headwater": installed("headwater"),
+        "running": running(),
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+    }
     if as_json:
         print_json(report)
     else:
-        print(f"headwater {report['headwater']} ({report['native']}, Python {report['python']})")
-
-
-def native() -> str:
-    return "pure Python"
+        print("headwater {headwater} ({running}, Python {python}, SQLite {sqlite})".format(**report))

@@ -24,7 +24,7 @@ from headwater.contracts.types import FieldType
 from headwater.errors import Busy, ConfigError, HeadwaterError, MissingExtra, NotConnected, SinkError
 from headwater.faults import failpoint
 from headwater.sinks import duckdb_types as types
-from headwater.sinks import upsert
+from headwater.sinks import shaping, upsert
 from headwater.sinks.tables import Refused, TableSink
 from headwater.sinks.upsert import Table, listed, newer, quoted, same_key
 
@@ -253,6 +253,15 @@ class DuckDB:
         self._upsert(transaction, table, "headwater_whole b")
         transaction.execute("DROP TABLE headwater_whole")
         return pa.array([row[0] for row in homeless], pa.int64())
+
+    def stale(self, transaction: DuckTransaction, table: Table, data: pa.RecordBatch) -> pa.Array:
+        asked = data.select([*table.key, *upsert.CURRENT.names]).append_column("_row", shaping.numbers(data))
+        with transaction.given(_stored(asked)):
+            found = transaction.execute(
+                f"SELECT b._row FROM headwater_batch b JOIN {quoted(table.name)} t ON {same_key(table, 't', 'b')} "
+                f"WHERE {upsert.triple('t')} >= {upsert.triple('b')}"
+            )
+        return shaping.among(data, [row[0] for row in found])
 
     def _unguarded(self, table: Table) -> str:
         """That a row `b` is newer than what is known of its deletion."""

@@ -189,3 +189,13 @@ def _filled(batch: pa.RecordBatch, field: pa.Field, table: Table) -> pa.Array:
     numbers = _column(batch, pa.field("_op", pa.int8()), table)
     bare = pc.is_in(numbers, pa.array([Op.DELETE, Op.TRUNCATE], pa.int8()))
     return pc.if_else(bare, pa.scalar(None, field.type), value)
+
+
+def numbers(data: pa.RecordBatch) -> pa.Array:
+    """The row numbers."""
+    return pa.array(np.arange(data.num_rows, dtype=np.int64))
+
+
+def among(data: pa.RecordBatch, rows: list[int]) -> pa.Array:
+    """Which row numbers are among `rows`."""
+    return pc.is_in(numbers(data), pa.array(rows, pa.int64()))

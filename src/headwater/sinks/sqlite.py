@@ -203,15 +203,27 @@ class SQLite:
         )
         return homeless
 
-    def _homeless(self, transaction: LiteTransaction, table: Table, data: pa.RecordBatch) -> pa.Array:
-        """The rows whose key the table does not have, and whose delete is not known either."""
-        names = (*table.key, *upsert.CURRENT.names)
+    def stale(self, transaction: LiteTransaction, table: Table, data: pa.RecordBatch) -> pa.Array:
+        self._ask(transaction, table, data)
+        found = transaction.execute(
+            f"SELECT _row FROM headwater_asked b JOIN {quoted(table.name)} t ON {same_key(table, 't', 'b')} "
+            f"WHERE {triple('t')} >= {triple('b')}"
+        )
+        transaction.execute("DROP TABLE headwater_asked")
+        return shaping.among(data, [row[0] for row in found])
+
+    def _ask(self, transaction: LiteTransaction, table: Table, data: pa.RecordBatch) -> None:
+        """Keys and orders as a temporary table."""
         values = _Values()
-        for name in names:
+        for name in (*table.key, *upsert.CURRENT.names):
             values.add(name, data.column(name), _type(table, name))
-        values.add("_row", pa.array(range(data.num_rows), pa.int64()), FieldType("int64"))
+        values.add("_row", shaping.numbers(data), FieldType("int64"))
         transaction.execute(f"CREATE TEMP TABLE headwater_asked ({listed(values.expressions)})")
         transaction.write(_insert("headwater_asked", list(values.expressions), values), values)
+
+    def _homeless(self, transaction: LiteTransaction, table: Table, data: pa.RecordBatch) -> pa.Array:
+        """The rows whose key the table does not have, and whose delete is not known either."""
+        self._ask(transaction, table, data)
         place, alive, dead = (
             (table.guard, "", "") if table.guarded else (table.name, " AND NOT t._deleted", " AND g._deleted")
         )

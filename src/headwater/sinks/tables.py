@@ -66,6 +66,9 @@ class Database(Protocol):
         """Update rows that lack columns (`missing`: which rows lack it, by column). Returns the numbers of those that
         found no row to be completed from."""
 
+    def stale(self, transaction: Any, table: Table, data: pa.RecordBatch) -> pa.Array:
+        """Which rows are no newer than the table's: partial rows must not be completed from them."""
+
     def delete(self, transaction: Any, table: Table, data: pa.RecordBatch) -> None: ...
     def expire(self, transaction: Any, table: Table, before: float) -> None: ...
     def read(self, transaction: Any, table: Table) -> Iterator[pa.RecordBatch]: ...
@@ -238,6 +241,8 @@ class TableSink:
         floor = self._floors[events.stream]
         if floor is not None:
             data = data.filter(placing.above(data, floor))
+        if "_unchanged" in data.schema.names:
+            data = data.filter(pc.invert(self._database.stale(transaction, table, data)))
         data = fold(data, table.key)
         if (truncation := placing.truncation(data)) is not None:
             floor, data = truncation, data.slice(1)

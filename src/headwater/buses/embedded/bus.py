@@ -13,7 +13,7 @@ from pathlib import Path
 from headwater.buses.embedded import backup, finding, integrity, lock, reading, schema, store, streams, waiting
 from headwater.buses.embedded.appending import Appender, Limits, purge
 from headwater.buses.embedded.retention import Held, Upkeep, held_back
-from headwater.buses.embedded.store import Store
+from headwater.buses.embedded.store import Connection, Store
 from headwater.errors import BusDamaged, BusError
 from headwater.model import Changes, Cursor, Events, Mapped, Order, Position
 from headwater.protocols import Declaration, GroupState, PlacedNote, RejectedRow, StreamState
@@ -87,11 +87,10 @@ class EmbeddedBus:
 
     # what streams there are
 
-    def declare(self, streams_: Sequence[Declaration]) -> None:
+    def declare(self, streams: Sequence[Declaration]) -> None:
         appender = self._the_appender()
         with appender.lock, self._store.write() as connection:
-            for declaration in streams_:
-                streams.declare(connection, declaration)
+            _declare(connection, streams)
 
     def streams(self) -> dict[str, StreamState]:
         with self._store.snapshot() as connection:
@@ -184,6 +183,11 @@ class EmbeddedBus:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def _declare(connection: Connection, declarations: Sequence[Declaration]) -> None:
+    for declaration in declarations:
+        streams.declare(connection, declaration)
 
 
 def _locked(directory: Path) -> lock.AppenderLock:

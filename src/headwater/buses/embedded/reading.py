@@ -135,7 +135,7 @@ class Reader:
             return fetch(self._store, self._shapes, connection, Span(row, self._place, end, self._request.limit))
 
     def _check_kept(self, connection: Connection, row: streams.Row) -> None:
-        rebuild = f"`headwater sink rebuild SINK {row.name}`"
+        rebuild = f"`headwater sink rebuild SINK --stream {row.name}`"
         if self._place < row.floor:
             raise HistoryGone(
                 f"stream `{row.name}`: offset {self._place} is no longer kept; the oldest is {row.floor} "

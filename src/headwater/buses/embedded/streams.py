@@ -171,7 +171,7 @@ def checked(connection: Connection, row: Row, cursor: Cursor) -> int:
             raise CursorMismatch(
                 f"stream `{row.name}`: the cursor {offset} is of incarnation {cursor.incarnation}, "
                 f"and the stream is {row.incarnation}: it, or the bus, was deleted and made again",
-                hint=f"rebuild the reader: `headwater sink rebuild SINK {row.name}`",
+                hint=f"rebuild the reader: `headwater sink rebuild SINK --stream {row.name}`",
             )
         if offset > upto[0]:
             raise _ahead(row, offset, f"the bus was restored from a backup that ends at {upto[0]}")
@@ -184,7 +184,7 @@ def _ahead(row: Row, offset: int, why: str) -> CursorMismatch:
     return CursorMismatch(
         f"stream `{row.name}`: the cursor {offset} is ahead of the stream; {why}",
         hint=f"what the reader holds beyond that place is unknown to the bus; rebuild it: "
-        f"`headwater sink rebuild SINK {row.name}`",
+        f"`headwater sink rebuild SINK --stream {row.name}`",
     )
 
 

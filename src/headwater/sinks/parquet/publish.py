@@ -116,6 +116,11 @@ class Found:
     tombstones: pa.RecordBatch
     key: tuple[str, ...]
 
+    def surpassing(self, rows: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+        """Which of `rows` are newer than what is here."""
+        hits = matches(rows, self.rows, self.key)
+        return (hits < 0) | newer(rows, self.rows, hits)
+
     def deleted_since(self, rows: pa.RecordBatch) -> npt.NDArray[np.bool_]:
         """Which of `rows` are not newer than a delete of their key."""
         hits = matches(rows, self.tombstones, self.key)

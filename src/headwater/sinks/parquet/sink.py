@@ -192,6 +192,9 @@ class ParquetSink:
         data, floor = events.data, manifest.floor
         if floor is not None:
             data = data.filter(placing.above(data, floor))
+        if "_unchanged" in data.schema.names:
+            found = publish.rows_of(store, table, manifest, data.select([*table.key]))
+            data = data.filter(pa.array(found.surpassing(data)))
         data = fold(data, table.key)
         if (truncation := placing.truncation(data)) is not None:
             floor, data = truncation, data.slice(1)

@@ -129,7 +129,8 @@ class Settler:
         if not self._gap:
             what = "the rows are compared" if capture.key else "and rows without a key cannot be compared"
             why = "the stream could not be captured" if known.again else "the table's triggers were gone or altered"
-            when = f"between {_spelt(self._checked)} and {_spelt(utc_now())}"
+            since = f"since change {self._place.id}" if self._restart else f"since {_spelt(self._checked)}"
+            when = f"{since}, until {_spelt(utc_now())},"
             text = f"table {table}: {why}; what happened {when} was not seen one by one, {what}"
             self.notes.append(Note(capture.stream, "gap", text))
         if not capture.key:
