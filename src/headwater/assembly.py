@@ -23,7 +23,7 @@ from headwater.contracts.model import Contract
 from headwater.contracts.store import ContractStore
 from headwater.dialects import Dialect
 from headwater.errors import ConfigError
-from headwater.guarantees import effective, refuse_broken_promises
+from headwater.guarantees import effective, refuse_broken_promises, refuse_broken_retention
 from headwater.mapping.stream import MappingPlan, StreamMapping, columns_needed
 from headwater.model import Mapped, TableId
 from headwater.protocols import Bus, Capture, Declaration, Guarantee, Load, Sink, Source
@@ -105,11 +105,12 @@ class Assembly:
         plan = self.plan(stream)
         scheme = self._source_config(plan.config.source).scheme
         describe = plugins.source_guarantee(scheme, plan.config.pattern)
-        return effective(describe(plan.config, keyed=bool(plan.key)))
+        return effective(describe(plan.config, keyed=bool(plan.key), key=plan.key))
 
     def check_promises(self) -> None:
         """Raises `PromiseError` for the first contract that promises more than its path can give."""
         for stream in self.config.streams:
+            refuse_broken_retention(self.contract(stream), self.config.streams[stream])
             refuse_broken_promises(self.contract(stream), self.guarantee(stream))
 
     # parts

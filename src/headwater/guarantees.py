@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from headwater.config import StreamConfig
 from headwater.contracts.model import Contract
 from headwater.errors import PromiseError
 from headwater.protocols import Guarantee
@@ -40,6 +41,32 @@ def refuse_broken_promises(contract: Contract, given: Guarantee) -> None:
             f"contract {contract.stream} v{contract.version}: " + "; ".join(broken),
             hint=f"{reasons} Choose a stronger pattern (`headwater doctor` shows which are possible), or promise less.",
         )
+
+
+def comparing(config: StreamConfig) -> str | None:
+    """The setting by which a capture compares all rows with the whole stream, again and again; None if none does."""
+    if config.pattern != "query":
+        return None
+    if config.cursor is None:
+        return "pattern: query` without a `cursor"
+    return "reconcile_deletes" if config.reconcile_deletes is not None else None
+
+
+def broken_retention(contract: Contract, config: StreamConfig) -> str | None:
+    """Why the capture cannot live with what the contract keeps, in one sentence."""
+    setting = comparing(config)
+    if setting is None or contract.keeps_history:
+        return None
+    dropping = "age" if contract.retention.age is not None else "until_consumed"
+    return f"`{setting}` compares all rows with the whole stream, and `retention: {dropping}` drops events of it"
+
+
+RETENTION_HINT = "Keep what a comparison needs (`retention: forever` or `compacted`), or capture by trigger or log."
+
+
+def refuse_broken_retention(contract: Contract, config: StreamConfig) -> None:
+    if reason := broken_retention(contract, config):
+        raise PromiseError(f"contract {contract.stream} v{contract.version}: {reason}", hint=RETENTION_HINT)
 
 
 def _weakest(name: str, values: list[str]) -> str:

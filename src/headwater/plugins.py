@@ -85,7 +85,7 @@ def sink_batch(scheme: str) -> SinkBatch:
 
 
 def source_guarantee(scheme: str, pattern: str) -> Callable[..., Guarantee]:
-    """The `guarantee(config, *, keyed)` beside a source's factory."""
+    """The `guarantee(config, *, keyed, key)` beside a source's factory; `key`: the columns that identify a row."""
     module = sys.modules[source_factory(scheme, pattern).__module__]
     found: Callable[..., Guarantee] = module.guarantee
     return found

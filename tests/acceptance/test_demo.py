@@ -61,6 +61,12 @@ def test_the_second_demo_begins_afresh_and_other_directories_are_left_alone(tmp_
     assert (tmp_path / "precious").read_text() == "x"
 
 
+def test_its_contracts_are_well_designed(demo: tuple[Path, str]) -> None:
+    directory, _ = demo
+    ended = subprocess.run([COMMAND, "check"], cwd=directory, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "nothing to complain about\n")
+
+
 def test_status_of_the_demo_has_no_lag(demo: tuple[Path, str]) -> None:
     directory, _ = demo
     ended = subprocess.run([COMMAND, "status", "--json"], cwd=directory, capture_output=True, text=True, check=False)

@@ -114,6 +114,20 @@ def test_f70_writes_that_are_skipped_leave_no_trace(world: World) -> None:
     ]
 
 
+def test_f70_a_row_that_an_upsert_remembered_moves_once(world: World) -> None:
+    """Found by killing: the upsert's BEFORE INSERT remembers the row, and its move must not be told as a replacement."""
+    started(world).app.execute("INSERT INTO t VALUES (1, 'a', 'x')")
+    world.app.execute("INSERT INTO t VALUES (1, 'b', 'y') ON CONFLICT (id) DO UPDATE SET v = excluded.v")
+    world.app.execute("UPDATE t SET id = 2 WHERE id = 1")
+    world.catch_up()
+    world.check()
+    assert world.history("s.t") == [
+        ("c", None, row(1, "a", "x")),
+        ("u", row(1, "a", "x"), row(1, "a", "y")),
+        ("u", row(1, "a", "y"), row(2, "a", "y")),
+    ]
+
+
 def test_f70_rolled_back_writes_never_happened(world: World) -> None:
     started(world).app.executescript(
         "BEGIN; INSERT INTO t VALUES (1, 'a', 1); SAVEPOINT s; INSERT INTO t VALUES (2, 'b', 1); ROLLBACK TO s; COMMIT;"
@@ -580,7 +594,7 @@ def test_state_is_one_snapshot_with_its_place(world: World) -> None:
     rows = [r for changes in state.changes for r in changes.data.to_pylist()]
     assert [r["after"] for r in rows] == [row(1, "a", "1"), row(2, "b", "2")]
     assert world.position is not None
-    assert state.order == Order(world.position.epoch, world.position.commit)
+    assert state.order == Order(world.position.epoch, world.position.commit, 2**32 - 1)
     source.close()
 
 

@@ -81,7 +81,7 @@ def event(commit: int, change: tuple[Op, Key, dict[str, Any], set[str]]) -> dict
     return {**shown, **carried, "_unchanged": sorted(FIELDS.index(name) for name in marks) or None}
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     history=st.lists(changes, max_size=25),
     shuffle=st.randoms(use_true_random=False),

@@ -87,7 +87,7 @@ def test_the_target_is_the_fold_of_the_events(
     directory = Path(tempfile.mkdtemp())
     target = SinkTarget(f"{scheme}:target", directory)
     try:
-        sink = _delivered(target, history, steps, seed, deletes=deletes)
+        sink = _delivered(target, history, steps, seed, deletes=deletes, hold=True)  # opening files is tested elsewhere
         names = ("id", "name", "price", "note", "_commit", "_index")
         found = {r["id"]: {n: r[n] for n in names} for r in all_rows(sink, "shop.item")}
         assert found == _folded(history)

@@ -32,7 +32,7 @@ class Shelf:
         return SinkState(self.at, iter([self.data]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     history=st.lists(changes, max_size=20),
     shuffle=st.randoms(use_true_random=False),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +68,25 @@ def test_the_version_says_what_runs(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     shown = capsys.readouterr().out
     assert shown.startswith("headwater ")
     assert "native" in shown or "pure Python" in shown
+
+
+@pytest.mark.needs("native")
+def test_where_compiled_modules_are_required_they_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert called("version", "--json", monkeypatch=monkeypatch) == 0
+    assert json.loads(capsys.readouterr().out)["running"] == "native"
+
+
+def test_a_file_that_cannot_be_written_is_told_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "x.db")) as database:
+        database.execute("CREATE TABLE thing (id INTEGER PRIMARY KEY, name TEXT)")
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    assert called("init", "sqlite:///x.db", "--directory", "file/inside", monkeypatch=monkeypatch) == FAILED
+    assert "file/inside" in capsys.readouterr().err
 
 
 def test_without_the_engine_the_pip_line_is_printed() -> None:

@@ -174,6 +174,32 @@ def test_an_update_within_the_look_back_that_keeps_its_timestamp_is_seen(db: Ben
     assert db.changes(capture) == []
 
 
+def test_a_row_that_moves_while_a_pass_is_under_way_is_seen_once_in_each_state(db: Bench) -> None:
+    capture = db.capture("id v", "id", cursor="at", page_size=1)
+    db.run(put((1, 10, "a")))
+    db.changes(capture)
+    db.run(put((2, 20, "b"), (3, 30, "c")))
+    found: list[Batch] = []
+    with closing(db.source(capture)) as source:
+        for batch in source.read(db.position, follow=False):
+            if not found:
+                db.run("UPDATE t SET v = 'B', at = '2024-01-01 00:00:30' WHERE id = 2")
+            found.append(batch)
+            db.position = batch.position
+    assert changes_in(found) == [("u", 2, "b"), ("u", 2, "B"), ("u", 3, "c")]
+    assert db.changes(capture) == []
+
+
+def test_the_application_is_never_locked_out_while_a_batch_is_under_way(db: Bench) -> None:
+    db.run(put(*((n, n, "a") for n in range(6))))
+    for config in ({}, {"cursor": "at"}, {"query": "SELECT id, at FROM t", "key": ["id"]}):
+        capture = db.capture("id", "id", page_size=2, **config)
+        with closing(db.source(capture)) as source, closing(sqlite3.connect(db.path, timeout=0)) as application:
+            for number, _ in enumerate(source.read(None, follow=False)):
+                application.execute("UPDATE t SET v = ? WHERE id = 1", (str(number),))
+                application.commit()
+
+
 def test_the_look_back_is_bounded_and_says_so(db: Bench) -> None:
     capture = db.capture("id v", "id", cursor="at", look_back_rows=3)
     db.run(put(*((n, 10, "a") for n in range(4))))
@@ -493,3 +519,12 @@ def test_epochs_never_fall(db: Bench) -> None:
     db.run(put((2, 2, "b")))
     (batch,) = db.source(capture, epoch=3).read(batches[-1].position, follow=False)
     assert (batch.position.epoch, batch.position.commit, changes_in([batch])) == (7, 2, [("u", 2)])
+
+
+def test_f40_a_page_of_wide_rows_comes_in_parts(db: Bench) -> None:
+    db.run(*(f"INSERT INTO t VALUES ({n}, '{moment(n)}', printf('%.*c', 2000000, 'x'))" for n in range(50)))
+    capture = db.capture("id v", "id", cursor="at")
+    batches = db.batches(capture)
+    found = [(row["_op"], row["after"]["id"]) for b in batches for c in b.changes for row in c.data.to_pylist()]
+    assert found == [(Op.READ, n) for n in range(50)]
+    assert max(batch.nbytes for batch in batches) < 40 * 2**20

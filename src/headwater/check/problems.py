@@ -30,6 +30,7 @@ RULES: dict[str, tuple[Severity, str]] = {
     "MIRRORS_TABLE": ("warning", "a contract that says no more than its table does"),
     "PII_PLAIN": ("warning", "personal data that leaves as it is, neither masked nor hashed"),
     "PROMISE": ("error", "a contract that promises more than its path can give"),
+    "RETENTION": ("error", "a retention that drops what the stream's capture compares with"),
     "SINK_MATCHES_NOTHING": ("error", "a sink that names a stream which does not exist"),
     "SINK_PATTERN_UNUSED": ("warning", "a sink's wildcard that matches no stream"),
     "SOURCE_AWAY": ("warning", "a source that could not be looked at, so that its columns are not checked"),

@@ -13,7 +13,7 @@ from headwater.contracts import naming
 from headwater.contracts.document import Document
 from headwater.contracts.model import Contract, FieldSpec
 from headwater.errors import HeadwaterError, MappingError, SourceError
-from headwater.guarantees import broken_promises
+from headwater.guarantees import RETENTION_HINT, broken_promises, broken_retention
 from headwater.mapping.expressions import Expression, parse
 
 
@@ -39,6 +39,8 @@ class StreamCheck:
                 message = "it says no more than its table does: no field is renamed, computed or described"
                 hint = "consumers will depend on the table's inside; name and describe the fields for them"
                 yield self._problem("MIRRORS_TABLE", ("table",), self.name, message, hint)
+        if reason := broken_retention(self.contract, self.stream):
+            yield self._problem("RETENTION", ("pattern",), self.name, reason, RETENTION_HINT)
         given = self.survey.guarantees.get(self.name)
         for broken in broken_promises(self.contract, given) if given is not None else ():
             hint = " ".join((*(given.notes if given else ()), "Choose a stronger pattern, or promise less."))

@@ -35,9 +35,9 @@ def look(config: Config) -> Survey:
             columns[name] = found
             if table is not None:
                 tables[name] = table
-            keyed = bool(stream.key or (table is not None and table.key))
+            key = stream.key or (table.key if table is not None else ())
             scheme = config.sources[stream.source].scheme
-            guarantees[name] = plugins.source_guarantee(scheme, stream.pattern)(stream, keyed=keyed)
+            guarantees[name] = plugins.source_guarantee(scheme, stream.pattern)(stream, keyed=bool(key), key=key)
         except HeadwaterError as error:
             failures[name] = error
     return Survey(tables, columns, guarantees, failures)

@@ -67,6 +67,9 @@ def run() -> int:
     except BrokenPipeError:
         _forget_stdout()
         return 0
+    except OSError as error:  # a file that cannot be read or written: the message names it
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0

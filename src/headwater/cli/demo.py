@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from headwater.cli.live import screen
 from headwater.cli.start import supervise
 from headwater.config import load
+from headwater.contracts.store import ContractStore
 from headwater.demo.database import Size, make
 from headwater.errors import ConfigError
 
@@ -83,6 +84,9 @@ def _prepare(demo: Demo) -> None:
     (demo.directory / MARK).touch()
     with resources.as_file(resources.files("headwater.demo") / "pipeline") as files:
         shutil.copytree(files, demo.directory, dirs_exist_ok=True)
+    contracts = ContractStore(demo.directory / "contracts")
+    for stream in contracts.streams():
+        contracts.accept(stream)
 
 
 def _stream(demo: Demo, assembly: Assembly) -> dict[str, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -62,8 +63,10 @@ def run(
       headwater run --once
       headwater run --json | jq .lag
     """
-    _log_to_stderr()
     from headwater.cli.live import screen
+
+    if as_json or not sys.stdout.isatty():  # the live table shows troubles itself, and lines would tear it
+        _log_to_stderr()
 
     with assembled(config, append=True) as assembly, screen(as_json) as show:
         failed = supervise(assembly, show, follow=not once)

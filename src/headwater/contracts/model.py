@@ -232,6 +232,7 @@ class Contract(Frozen):
         for type_name in self.type_names:
             self._check_shape(type_name)
         self._check_shared_names()
+        self._check_retention()
         self._check_consumers()
         return self
 
@@ -258,6 +259,17 @@ class Contract(Frozen):
                     raise ValueError(f"field `{name}` is {first} in one type and {spec.type} in another")
         if len(set(self.key)) < len(self.key):
             raise ValueError("`key` names a field twice")
+
+    def _check_retention(self) -> None:
+        if not self.retention.compacted:
+            return
+        if not self.key:
+            raise ValueError("`retention: compacted` keeps the newest event of each key, and there is no `key`")
+        if self.types:
+            raise ValueError(
+                "`retention: compacted` would drop the earlier of two events of different `types`; "
+                "keep them by `forever` or `age`"
+            )
 
     def _check_consumers(self) -> None:
         for consumer in self.consumers:

@@ -130,7 +130,7 @@ def open_source(
     return MemorySource(name, database, captures, epoch)
 
 
-def guarantee(config: StreamConfig, *, keyed: bool) -> Guarantee:
+def guarantee(config: StreamConfig, *, keyed: bool, key: tuple[str, ...] = ()) -> Guarantee:
     return Guarantee("exactly_once", "every", "seen")
 
 

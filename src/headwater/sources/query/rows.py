@@ -1,13 +1,15 @@
 """The rows that feed one stream, read in the ways that query capture needs: by key, by cursor, newest first, all.
 
-Every statement is short (one page), so that no read lock is held while a batch is on its way to the bus; only
-`everything` of a view or custom query is one statement, which would otherwise be computed again for each page.
+Every statement is short (one page) and over before its rows are handed on: a read lock that was held while a batch is
+on its way to the bus would lock the application out of a database without WAL.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +25,8 @@ from headwater.sources.query.position import raw
 from headwater.sources.query.window import Window
 
 SEED = b"query look-back "
-_ALL = 2**63 - 1
+_PARTS = 2
+"""Record batches of one page; a reader ends a batch early where rows are wide, so there may be more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +127,8 @@ class CapturedRows:
     def newest_mark(self) -> int | None:
         """The highest cursor, on the number line; None without rows."""
         query = self._dialect.page(self.table, self.columns, self._by, None, 1, descending=True)
-        marks = [part.marks[0].as_py() for part in self._parts(query, self._by, None)]
+        marks = [part.marks[0].as_py() for part in self._page(query, self._by, None)]
         return marks[0] if marks else None
-
-    def everything(self) -> Iterator[Part]:
-        is_table = self.table.sql is None and not self.table.is_view
-        return self._pages(self._key, None, size=None if is_table else _ALL)
 
     def unseen_by_polls(self) -> int:
         """How many rows have NULL in the cursor or the key."""
@@ -140,33 +139,28 @@ class CapturedRows:
         return int(batch.column(0)[0].as_py())
 
     def _pages(
-        self,
-        by: Sequence[str],
-        after: Sequence[Any] | None,
-        *,
-        floor: Any = None,
-        descending: bool = False,
-        size: int | None = None,
+        self, by: Sequence[str], after: Sequence[Any] | None, *, floor: Any = None, descending: bool = False
     ) -> Iterator[Part]:
-        size = size or self._page_size
+        size = self._page_size
         while True:
-            count = 0
             query = self._dialect.page(self.table, self.columns, by, after, size, descending=descending)
-            for part in self._parts(query, by, floor):
-                count += len(part)
+            parts = self._page(query, by, floor)
+            for part in parts:
                 after = part.at(len(part) - 1)
                 yield part
-            if count < size:
+            if len(parts) < _PARTS and sum(map(len, parts)) < size:
                 return
 
-    def _parts(self, query: Query, by: Sequence[str], floor: Any) -> Iterator[Part]:
-        return (self._part(batch, by) for batch in self._read(query, floor))
+    def _page(self, query: Query, by: Sequence[str], floor: Any) -> list[Part]:
+        """Of wide rows only the beginning of the page, as much as may be in memory."""
+        with closing(self._read(query, floor)) as batches:
+            return [self._part(batch, by) for batch in itertools.islice(batches, _PARTS)]
 
-    def _read(self, query: Query, floor: Any) -> Iterator[pa.RecordBatch]:
+    def _read(self, query: Query, floor: Any) -> Generator[pa.RecordBatch, None, None]:
         if self.table.sql is not None:
             cursor = self._dialect.lowest if floor is None else floor
             query = dataclasses.replace(query, parameters={**query.parameters, "cursor": cursor})
-        return self._reader.read(query, rows=self._page_size)
+        yield from self._reader.read(query, rows=self._page_size)
 
     def _part(self, batch: pa.RecordBatch, by: Sequence[str]) -> Part:
         captured, columns = len(self._capture.columns), len(self.columns)

@@ -80,7 +80,7 @@ class QuerySource:
 
     def _state(self) -> Iterator[Changes]:
         with closing(self._open_dialect()) as dialect, closing(CapturedRows(dialect, self._capture)) as rows:
-            for commit, part in enumerate(rows.everything(), 1):
+            for commit, part in enumerate(rows.by_key(None), 1):
                 yield _changes(self._capture, part, Op.READ, self._epoch, commit)
 
     def stop(self) -> None:
@@ -199,7 +199,7 @@ class _Run:
         """All rows, marked. The position stays at `restart`, where a restart begins anew, until the last part."""
         since = Order(self._epoch, self._place.commit, _END)
         commit, window = self._place.commit, self._place.window
-        for part in self._rows.everything():
+        for part in self._rows.by_key(None):
             commit += 1
             window = self._remembered(window, part)
             marked = Reading(reload, since, last=False)

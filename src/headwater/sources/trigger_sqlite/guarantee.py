@@ -18,7 +18,7 @@ NO_KEY = "The table has no key: what happens while its triggers are gone cannot 
 DROPPED = "While the change table is missing, the application's writes fail: drop it only with `headwater destroy`."
 
 
-def guarantee(config: StreamConfig, *, keyed: bool) -> Guarantee:
+def guarantee(config: StreamConfig, *, keyed: bool, key: tuple[str, ...] = ()) -> Guarantee:
     """`keyed`: whether the table has a key to compare rows by."""
     notes = (ORDER, REPLACED, REBUILT, DROPPED) if keyed else (ORDER, REPLACED, REBUILT, NO_KEY, DROPPED)
     return Guarantee("exactly_once", "every", "seen", notes)

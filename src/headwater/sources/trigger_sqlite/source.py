@@ -60,7 +60,7 @@ class TriggerSource:
                 yield batch
             elif follow:
                 self._idle(session)
-            elif session.finished(target):
+            if not follow and session.finished(target):
                 break
         session.leave(follow=follow)
 

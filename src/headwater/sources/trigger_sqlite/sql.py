@@ -143,8 +143,9 @@ class _Writer:
         )
         vanished = f"WHERE {moved} AND NOT EXISTS (SELECT 1 FROM {self._from} WHERE {here})"
         returned = f"FROM {self._from} WHERE {moved} AND {self._back()}"
+        mine = self._same(self._at("OLD"), self._in(f"{P}."))  # a row that moved is told of below, not replaced
         return [
-            self._record_gone(replaced),
+            self._record_gone(f"NOT ({mine}) AND ({replaced})"),
             self._record(Op.UPDATE, old, self._values(self._row), f"FROM {self._from} WHERE {here}"),
             self._record(Op.DELETE, old, None, vanished),
             self._record(Op.CREATE, None, self._values(self._row), returned),

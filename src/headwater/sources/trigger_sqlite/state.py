@@ -25,6 +25,9 @@ from headwater.sources.trigger_sqlite.load import chunk_sql
 from headwater.sources.trigger_sqlite.names import Names
 from headwater.sources.trigger_sqlite.shape import shape_of
 
+LAST_INDEX = 2**32 - 1
+"""A commit is in a snapshot with all its changes, whatever their numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Opener:
@@ -49,7 +52,7 @@ def state_of(names: Names, capture: Capture, opener: Opener, epoch: int) -> Sour
         sql = chunk_sql(target.shape, target.names, None, behind=False, bounded=False)
         batches = rows_of(sql, target, dialect.times).read(connection, {})
         held = stack.pop_all()
-    return SourceState(order, _Snapshot(held, batches, capture, target, order))
+    return SourceState(dataclasses.replace(order, index=LAST_INDEX), _Snapshot(held, batches, capture, target, order))
 
 
 def _newest(connection: Connection, names: Names) -> int:
