@@ -96,7 +96,7 @@ def read_and_drop(directory: Path) -> float:
         reader.close()
         dialect.close()
     assert rows == BULK
-    return rows / seconds
+    return float(rows / seconds)
 
 
 def load_durably(directory: Path) -> float:
@@ -138,7 +138,8 @@ import sqlite3, sys, time
 db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=10)
 due = time.perf_counter()
 for i in range(1, int(sys.argv[2]) + 1):
-    db.execute("INSERT INTO enrollment (id, user_id, course_key, updated_at) VALUES (?, 1, 'x', ?)", (i, time.time_ns()))
+    db.execute("INSERT INTO enrollment (id, user_id, course_key, updated_at) VALUES (?, 1, 'x', ?)",
+        (i, time.time_ns()))
     due += 1 / int(sys.argv[3])
     time.sleep(max(0, due - time.perf_counter()))
 """

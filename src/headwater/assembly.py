@@ -76,7 +76,7 @@ class Assembly:
         return self.config.path(path) if scheme == "embedded" else None
 
     def contract(self, stream: str) -> Contract:
-        """The newest accepted version, or the working copy of a stream that has none; as it was when first asked for."""
+        """The newest accepted version, or the working copy of a stream that has none; as first asked for."""
         if stream not in self._contracts:
             self._contracts[stream] = self.contracts.current(stream)
         return self._contracts[stream]

@@ -6,7 +6,7 @@ An adapter neither retries nor reconnects nor batches: it raises `NotConnected` 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from headwater.config import StreamConfig
 from headwater.contracts.model import Contract
+from headwater.errors import SourceError
 from headwater.model import (
     Batch,
     Changes,
@@ -59,6 +60,10 @@ class Source(Protocol):
 
     name: str
     """Unique in the pipeline; positions are stored under it."""
+
+    @property
+    def broken(self) -> Mapping[str, SourceError]:
+        """Streams that cannot be captured for now, each with its reason, while `read` goes on with the others."""
 
     def read(self, after: Position | None, *, follow: bool) -> Iterator[Batch]:
         """Yield every change that committed after `after`, once, in commit order.
@@ -200,6 +205,9 @@ class Bus(Protocol):
 
     def commit(self, group: str, stream: str, cursor: Cursor) -> None:
         """Make a group's cursor durable. Retention may then drop what every declared group has passed."""
+
+    def maintain(self, budget: float = 0.05) -> bool:
+        """Housekeeping (retention, merging) for about `budget` seconds; by the appender. True: there is more to do."""
 
     def stop(self) -> None:
         """Make every `read` that follows return; from any thread."""

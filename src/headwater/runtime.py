@@ -77,10 +77,8 @@ class Runtime:
                 if changes.stream in (None, stream) and changes.table == self._routes[stream].table:
                     yield stream, len(changes)
 
-    def maintain(self) -> None:
-        maintain = getattr(self.bus, "maintain", None)
-        if maintain is not None:
-            maintain()
+    def maintain(self) -> bool:
+        return self.bus.maintain()
 
     def answer(self) -> None:
         if self.home is not None:

@@ -53,8 +53,8 @@ class Parts(Protocol):
     def table_streams(self, capture: str, batch: Batch) -> Iterable[tuple[str, int]]:
         """The rows of a batch by stream."""
 
-    def maintain(self) -> None:
-        """Housekeeping: retention, merging; called about once a minute."""
+    def maintain(self) -> bool:
+        """A little housekeeping: retention, merging. True: there is more to do. Else it is called once a minute."""
 
     def answer(self) -> None:
         """Do what other processes ask of the appender; called at each tick."""
@@ -74,6 +74,7 @@ class Supervisor:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._stopping = threading.Event()
+        self._more_to_maintain = False
         captures, sinks = parts.capture_streams(), parts.sink_streams()
         self._meter = Meter({stream for streams in captures.values() for stream in streams})
         self._captures = [_Capture(name, streams, self) for name, streams in captures.items()]
@@ -141,8 +142,8 @@ class Supervisor:
                 capturing.restart()
         for worker in (*self._captures, *self._sinks):
             worker.settle()
-        if ticks % 60 == 0:
-            self._parts.maintain()
+        if self._more_to_maintain or ticks % 60 == 0:
+            self._more_to_maintain = self._parts.maintain()
 
 
 class _Worker:
@@ -234,6 +235,14 @@ class _Capture(_Worker):
             source.stop()
 
     restart = stop
+
+    def settle(self) -> None:
+        source = self._source
+        if source is not None and source.broken:
+            text = "; ".join(str(error) for error in dict(source.broken).values())
+            self._meter.enter(self.name, "running", text)
+        else:
+            super().settle()
 
     def _work(self, follow: bool) -> None:
         mapping = self._parts.mapping(self.name)

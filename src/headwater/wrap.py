@@ -5,8 +5,9 @@ from __future__ import annotations
 import queue
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
+from headwater.errors import SourceError
 from headwater.model import Batch, Position, SourceState
 from headwater.protocols import Source
 
@@ -17,6 +18,10 @@ class _SourceWrapper:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.name = source.name
+
+    @property
+    def broken(self) -> Mapping[str, SourceError]:
+        return self.source.broken
 
     def read(self, after: Position | None, *, follow: bool) -> Iterator[Batch]:
         return self.source.read(after, follow=follow)

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +21,8 @@ from headwater.assembly import Assembly
 from headwater.mapping.evolve import conform
 from headwater.model import Op
 from headwater.runtime import start
+from headwater.supervisor import Supervisor
+from headwater.verify import gaps, verify_sink, verify_source
 
 Row = tuple[Any, ...]
 
@@ -89,6 +97,36 @@ class Project:
             workers = supervisor.figures().workers.values()
             return {worker.name: worker.error for worker in workers if worker.error}
 
+    @contextmanager
+    def running(self) -> Iterator[Supervisor]:
+        """`headwater run`, until the block ends."""
+        with Assembly(self.save(), append=True) as assembly:
+            supervisor = start(assembly)
+            thread = threading.Thread(target=supervisor.run, args=(True,), daemon=True)
+            thread.start()
+            try:
+                yield supervisor
+            finally:
+                supervisor.stop()
+                thread.join(30)
+                assert not thread.is_alive()
+
+    def require_equal(self, name: str = "shop.item") -> None:
+        """By `verify`: stream and database, every sink and stream; and no change is in the stream twice."""
+        with self.assembly() as assembly:
+            contract = assembly.contract(name)
+            if contract.kind == "fact":
+                with closing(assembly.source(assembly.capture_of(name))) as source:
+                    verify_source(assembly.bus, name, contract, source, assembly.mapping(name)).require_equal()
+            for sink_name in self.config["sinks"]:
+                if name in assembly.streams_of(sink_name):
+                    with closing(assembly.sink(sink_name)) as sink:
+                        sink.prepare(contract)
+                        mode = assembly.config.sinks[sink_name].mode
+                        verify_sink(assembly.bus, name, contract, sink, mode=mode).require_equal()
+            found = gaps(assembly.bus, name, contract)
+            assert (found.repeated, found.missing) == ((), 0)
+
     def assembly(self, *, append: bool = False) -> Assembly:
         return Assembly(self.save(), append=append)
 
@@ -115,6 +153,19 @@ class Project:
                 found += zip(ops, *values, strict=True)
         return found
 
+    def head(self, name: str = "shop.item") -> int | None:
+        """How many events the stream has had; None before it is declared."""
+        with self.assembly() as assembly:
+            state = assembly.bus.streams().get(name)
+            return None if state is None else state.head
+
+    def made(self) -> set[str]:
+        """What Headwater made: the bus, the targets, and what is in the database."""
+        files = {path.name for path in self.directory.iterdir()} - {"shop.db", "headwater.yaml", "contracts"}
+        with closing(sqlite3.connect(self.directory / "shop.db")) as db:
+            ours = db.execute("SELECT name FROM sqlite_schema WHERE name LIKE '%headwater%'").fetchall()
+        return {name for name in files if not name.startswith("shop.db-")} | {name for (name,) in ours}
+
     def epochs(self, name: str = "shop.item") -> list[int]:
         found: list[int] = []
         with self.assembly() as assembly:
@@ -125,3 +176,27 @@ class Project:
     def notes(self, kind: str, name: str = "shop.item") -> list[str]:
         with self.assembly() as assembly:
             return [placed.note.text for placed in assembly.bus.notes(name) if placed.note.kind == kind]
+
+
+@contextmanager
+def program(script: str, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:
+    """Another program, that says when it is ready, and ends with the block."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        try:
+            yield process
+        finally:
+            process.stdin.close()
+            process.wait(30)
+
+
+def until(true: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + seconds
+    tick = threading.Event()
+    while not true():
+        assert time.monotonic() < deadline, "it did not come true"
+        tick.wait(0.05)

@@ -115,7 +115,7 @@ def test_f70_writes_that_are_skipped_leave_no_trace(world: World) -> None:
 
 
 def test_f70_a_row_that_an_upsert_remembered_moves_once(world: World) -> None:
-    """Found by killing: the upsert's BEFORE INSERT remembers the row, and its move must not be told as a replacement."""
+    """Found by killing: the upsert's BEFORE INSERT remembers the row; its move is no replacement."""
     started(world).app.execute("INSERT INTO t VALUES (1, 'a', 'x')")
     world.app.execute("INSERT INTO t VALUES (1, 'b', 'y') ON CONFLICT (id) DO UPDATE SET v = excluded.v")
     world.app.execute("UPDATE t SET id = 2 WHERE id = 1")

@@ -320,6 +320,23 @@ def test_a_function_is_not_looked_into(world: World) -> None:
     assert world.found() == []
 
 
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        ({"pattern": "query"}, "`pattern: query` without a `cursor` compares all rows with the whole stream"),
+        ({"pattern": "query", "cursor": "at", "reconcile_deletes": "1h"}, "`reconcile_deletes` compares all rows"),
+        ({"pattern": "query", "cursor": "at"}, None),
+        ({"pattern": "trigger"}, None),
+    ],
+)
+def test_a_comparison_needs_the_whole_stream(world: World, more: dict[str, Any], found: str | None) -> None:
+    world.contract |= {"retention": {"age": "7d"}, "changes": "latest", "deletes": "unseen"}
+    world.stream.update(more)
+    problems = [problem for problem in world.problems() if problem.rule == "RETENTION"]
+    assert [problem.message.startswith(found or "") for problem in problems] == ([True] if found else [])
+    assert all("retention: forever" in problem.hint for problem in problems)
+
+
 def test_text_names_place_severity_rule_and_remedy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world.root)
     world.contract["owner"] = ""

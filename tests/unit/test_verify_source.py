@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from headwater.buses.memory import MemoryBus
 from headwater.contracts.model import Contract
+from headwater.errors import SourceError
 from headwater.model import (
     REASONS,
     Batch,
@@ -37,6 +38,7 @@ class Database:
 
     name = "shop/trigger"
     captures: tuple[Capture, ...] = ()
+    broken: ClassVar[dict[str, SourceError]] = {}
 
     def __init__(self, rows: list[Row], order: Order | None) -> None:
         self.rows = rows

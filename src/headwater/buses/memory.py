@@ -121,6 +121,9 @@ class MemoryBus:
             found.cursors[group] = (cursor, utc_now())
             found.released.discard(group)
 
+    def maintain(self, budget: float = 0.05) -> bool:
+        return False  # nothing here outlives the process
+
     def stop(self) -> None:
         with self._changed:
             self._stops += 1

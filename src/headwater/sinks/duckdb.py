@@ -166,6 +166,8 @@ class DuckDB:
             return NotConnected(
                 f"{self._path}: the disk is full: {text}", hint="free space; nothing was written by half"
             )
+        if "Permission denied" in text or "Read-only file system" in text:
+            return NotConnected(f"{self._path}: {text}", hint="check the file and its folder's permissions")
         if isinstance(error, self._duckdb.OutOfMemoryException):
             return SinkError(
                 f"{self._path}: {self._memory_limit} of memory do not suffice: {text}", hint="raise `memory_limit`"

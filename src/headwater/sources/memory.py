@@ -139,6 +139,7 @@ class MemorySource:
 
     def __init__(self, name: str, database: MemoryDatabase, captures: Sequence[Capture], epoch: int) -> None:
         self.name = name
+        self.broken: dict[str, SourceError] = {}
         self._database = database
         self._captures = {capture.stream: capture for capture in captures}
         self._epoch = epoch

@@ -124,8 +124,10 @@ class Store:
             yield
             return
         path = Path(self.path(name))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with self._errors(), path.open("ab") as stream:
+        with ExitStack() as opened:
+            with self._errors():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stream = opened.enter_context(path.open("ab"))
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -140,7 +142,8 @@ class Store:
             raise
         except OSError as error:
             raise NotConnected(
-                f"{self._root}: {error}", hint="check the place and the space left; nothing was written by half"
+                f"{self._root}: {error}",
+                hint="check the place, its permissions and the space left; nothing was written by half",
             ) from error
 
 

@@ -49,6 +49,7 @@ class QuerySource:
 
     def __init__(self, name: str, capture: Capture, open_dialect: Callable[[], Dialect], epoch: int) -> None:
         self.name = name
+        self.broken: dict[str, SourceError] = {}
         self._capture = capture
         self._open_dialect = open_dialect
         self._epoch = epoch
