@@ -130,9 +130,16 @@ class Supervisor:
     def _tick(self, on_tick: Callable[[Figures], None] | None) -> None:
         now = self.figures()
         if self._parts.home is not None:
-            figures.write(now, self._parts.home)
+            self._write_figures(now, self._parts.home)
         if on_tick is not None:
             on_tick(now)
+
+    def _write_figures(self, now: Figures, home: Path) -> None:
+        """A full disk keeps others from seeing how it goes, and must not end what still goes."""
+        try:
+            figures.write(now, home)
+        except OSError as error:
+            log.warning("figures cannot be written: %s", error, extra={"action": "figures_not_written"})
 
     def _look_after(self, ticks: int) -> None:
         self._parts.answer()

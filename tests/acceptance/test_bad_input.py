@@ -145,9 +145,7 @@ def test_a_stream_that_is_written_twice(project: Project) -> None:
     """YAML would silently keep the last."""
     project.save()
     path = project.directory / "headwater.yaml"
-    path.write_text(
-        path.read_text() + "streams:\n  shop.item: {source: shop, table: item, pattern: trigger}\n"
-    )
+    path.write_text(path.read_text() + "streams:\n  shop.item: {source: shop, table: item, pattern: trigger}\n")
     ended = CliRunner().invoke(app, ["run", "--once", "--config", str(path)])
     assert isinstance(ended.exception, ConfigError)
     assert f"{path}:" in ended.exception.message

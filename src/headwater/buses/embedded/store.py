@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from headwater.buses.embedded import schema
-from headwater.errors import BusDamaged, BusError, Busy
+from headwater.errors import BusDamaged, BusError, BusFull, Busy
 from headwater.faults import failpoint
 
 Connection = sqlite3.Connection
@@ -26,6 +26,9 @@ PAGE = 16_384
 CHECKPOINT = 64 * 2**20
 """Bytes of write-ahead log at which it is folded back into the file."""
 BUSY_MS = 30_000
+
+_NO_SPACE = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_TRUNCATE")
+"""How SQLite says that the disk is full: tried again, for somebody may make room."""
 
 _SETTINGS = (
     f"PRAGMA busy_timeout={BUSY_MS}",
@@ -248,7 +251,8 @@ def _ours(error: sqlite3.Error, path: Path) -> Exception:
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return damaged(path, text)
     if name == "SQLITE_FULL" or name.startswith("SQLITE_IOERR"):
-        return BusError(
+        kind = BusFull if name in _NO_SPACE else BusError
+        return kind(
             f"{path}: cannot write or read the disk ({text}); nothing of this step was kept",
             hint=f"look at `df -h {path.parent}` and the system log; the bus goes on by itself once there is space",
         )

@@ -124,10 +124,9 @@ class Store:
             yield
             return
         path = Path(self.path(name))
-        with ExitStack() as opened:
-            with self._errors():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                stream = opened.enter_context(path.open("ab"))
+        with self._errors(), ExitStack() as opened:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = opened.enter_context(path.open("ab"))
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
