@@ -48,9 +48,9 @@ def away(bus: Bus, configured: set[str]) -> list[Note]:
     return [Note(stream, KIND, _AWAY) for stream in gone if _load_notes(bus, stream)[-1:] != [_AWAY]]
 
 
-def reading_owed(bus: Bus, stream: str) -> Note:
-    """Noted when a reading came while the stream stood still: at the next start its rows are compared again."""
-    return Note(stream, KIND, _spell(Load(f"owed-{len(_load_notes(bus, stream))}", Reload.DIFFERENCE), 1))
+def reading_owed(bus: Bus, stream: str, reload: Reload) -> Note:
+    """Noted when a reading came while the stream stood still: at the next start it is made again."""
+    return Note(stream, KIND, _spell(Load(f"owed-{len(_load_notes(bus, stream))}", reload), 1))
 
 
 def _wanted(

@@ -11,17 +11,17 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headwater import loads
+from headwater import loads, waiting
 from headwater.contracts.model import Contract
 from headwater.difference import Difference
 from headwater.errors import MappingError, SourceError, StreamStopped
 from headwater.mapping.keys import canonical_keys
 from headwater.mapping.stream import StreamMapping
 from headwater.model import (
-    REASONS,
     Batch,
     Changes,
     Events,
@@ -37,7 +37,7 @@ from headwater.model import (
 )
 from headwater.protocols import Bus
 
-_TRUNCATE, _DELETE = (pa.scalar(int(op), pa.int8()) for op in (Op.TRUNCATE, Op.DELETE))
+_DELETE = pa.scalar(int(Op.DELETE), pa.int8())
 """Typed: Arrow looks for other packages each time it has to guess the type of a Python number."""
 
 
@@ -60,7 +60,8 @@ class _Collected:
     parked: list[Parked] = dataclasses.field(default_factory=list)
     notes: list[Note] = dataclasses.field(default_factory=list)
     live: list[Events] = dataclasses.field(default_factory=list)
-    """Events of live changes in this batch: a reading that ends here must see them before they are in the bus."""
+    """Events of live changes in this batch, truncates too: a reading or a truncate later in it must see them before they
+    are in the bus."""
 
     def mapped(self, batch: Batch | None = None) -> Mapped:
         notes = (*self.notes, *(batch.notes if batch is not None else ()))
@@ -76,30 +77,43 @@ class _Staged:
 
 
 class Router:
-    """Callable as the `mapping` of `pipeline.capture`; for one capture, used by one thread."""
+    """Callable as the `mapping` of `pipeline.capture`; for one capture, used by one thread, but for `stop`."""
 
     def __init__(self, bus: Bus, routes: Iterable[Route], spill: Path) -> None:
         self._bus = bus
         self._routes = {route.stream: route for route in routes}
         self._spill = spill
         self._staged: dict[str, _Staged] = {}
+        self._broken_off: set[str] = set()
+        """Streams that missed a part of the reading under way: the rest of it is worth nothing either."""
+        self._owed: set[str] = set()
+        self._stopped = False
 
     def __call__(self, batch: Batch) -> Mapped:
         out = _Collected()
         still = self._standing_still()
         for changes in batch.changes:
             for route in self._targets(changes):
-                if route.stream in still:
+                if route.stream in still or self._is_broken_off(route, changes):
                     self._hold(route, changes, out)
                 elif not self._map(route, changes, out):
                     still.add(route.stream)
         return out.mapped(batch)
+
+    @property
+    def owed(self) -> frozenset[str]:
+        """Streams that stood still when a reading came: their rows are read again when the capture begins anew."""
+        return frozenset(self._owed)
 
     def drain(self) -> None:
         """Map what is parked of the streams that were asked to resume; each piece in one atomic step."""
         for stream, state in self._bus.streams().items():
             if state.resuming and stream in self._routes:
                 self._drain(self._routes[stream])
+
+    def stop(self) -> None:
+        """Make `drain` return before its next piece; from any thread."""
+        self._stopped = True
 
     def close(self) -> None:
         for staged in self._staged.values():
@@ -109,12 +123,15 @@ class Router:
     def _drain(self, route: Route) -> None:
         for number, changes in self._bus.parked(route.stream):
             out = _Collected()
-            if not self._map(route, changes, out):
+            if self._stopped or not self._map(route, changes, out):
                 return
             self._bus.settle(out.mapped(), parked=[number])
 
     def _standing_still(self) -> set[str]:
         return {name for name, state in self._bus.streams().items() if state.paused is not None or state.resuming}
+
+    def _is_broken_off(self, route: Route, changes: Changes) -> bool:
+        return changes.reading is not None and route.stream in self._broken_off
 
     def _targets(self, changes: Changes) -> list[Route]:
         if changes.stream is not None:
@@ -126,12 +143,11 @@ class Router:
         try:
             events, rejected = route.mapping.apply(changes)
             if route.strict:
-                events, rejected = self._behind_quarantine(route, changes, events, rejected)
+                events, rejected = self._behind_quarantine(route, changes, events, (rejected, out))
             if changes.reading is not None:
                 rejected = self._stage(route, changes.reading, events, rejected, out)
             else:
-                out.live += events
-                out.events.append(self._expanded(route, events))
+                out.events += self._expanded(route, events, out)
         except (StreamStopped, MappingError, SourceError) as error:
             self._bus.pause(route.stream, str(error))
             self._hold(route, changes, out)
@@ -147,21 +163,26 @@ class Router:
             return
         if staged := self._staged.pop(route.stream, None):
             staged.difference.close()
-        if changes.reading.last:
-            out.notes.append(loads.reading_owed(self._bus, route.stream))
-
-    # events that wait
+        if not changes.reading.last:
+            self._broken_off.add(route.stream)
+            return
+        self._broken_off.discard(route.stream)
+        if route.stream not in self._owed:  # noted once: polls may go on for as long as the stream stands still
+            self._owed.add(route.stream)
+            out.notes.append(loads.reading_owed(self._bus, route.stream, changes.reading.reload))
 
     def _behind_quarantine(
-        self, route: Route, changes: Changes, events: list[Events], rejected: Rejected | None
+        self, route: Route, changes: Changes, events: list[Events], found: tuple[Rejected | None, _Collected]
     ) -> tuple[list[Events], Rejected | None]:
-        waiting = set(self._bus.waiting_keys(route.stream))
-        if rejected is not None:
-            waiting |= set(_texts(rejected.reasons.column("key")))
-        if not waiting or not route.contract.key:
+        rejected, out = found
+        key = route.contract.key
+        if not key:
             return events, rejected
-        passed, held = _split(events, route.contract.key, waiting)
-        return passed, _joined(rejected, _waiting(route, changes, held)) if held else rejected
+        earlier = (part for part in out.rejected if part.stream == route.stream)
+        keys = waiting.since(self._bus.waiting_keys(route.stream), *earlier, rejected)
+        changes = dataclasses.replace(changes, stream=route.stream)
+        passed, held = waiting.hold_back(events, changes, key, keys)
+        return passed, waiting.joined(rejected, held)
 
     # readings
 
@@ -174,23 +195,24 @@ class Router:
         for part in events:
             staged.difference.add(part)
         if rejected is not None:
-            staged.rejected_keys |= set(_texts(rejected.reasons.column("key")))
+            staged.rejected_keys |= set(filter(None, _texts(rejected.reasons.column("key"))))
             rejected = self._not_yet_known(route.stream, rejected)
         if reading.last:
             del self._staged[route.stream]
-            live = [part for part in out.live if part.stream == route.stream]
-            out.events.append(self._settled(route, reading, staged, live))
+            out.events.append(self._settled(route, reading, staged, out.live))
         return rejected
 
     def _begun(self, route: Route) -> _Staged:
         state = self._bus.streams()[route.stream]
         return _Staged(Difference(route.contract, self._spill, state=state), set())
 
-    def _settled(
-        self, route: Route, reading: Reading, staged: _Staged, live: Iterable[Events] = ()
-    ) -> Iterator[Events]:
-        """The difference; its first part is computed here and now, so that an error stops this stream alone."""
-        history = chain(self._bus.read(route.stream, after=None, follow=False), live)
+    def _settled(self, route: Route, reading: Reading, staged: _Staged, live: Iterable[Events]) -> Iterator[Events]:
+        """The difference; its first part is computed here and now, so that an error stops this stream alone.
+
+        `live`: what the bus is about to get in the same step.
+        """
+        mine = [part for part in live if part.stream == route.stream]
+        history = chain(self._bus.read(route.stream, after=None, follow=False), mine)
         found = staged.difference.finish(history, reading)
         key, kept = route.contract.key, staged.rejected_keys
         events = chain.from_iterable(_without_deletes_of(part, key, kept) for part in found)
@@ -209,18 +231,49 @@ class Router:
         fresh = pa.array([row not in known for row in rows], pa.bool_())
         return _filtered(rejected, fresh)
 
-    def _expanded(self, route: Route, events: list[Events]) -> Iterator[Events]:
-        """`on_truncate: expand`: the deletes that a TRUNCATE stands for."""
+    # truncates
+
+    def _expanded(self, route: Route, events: list[Events], out: _Collected) -> list[Iterable[Events]]:
+        """The events, and with `on_truncate: expand` the deletes that each TRUNCATE stands for in its place."""
+        found: list[Iterable[Events]] = []
         for part in events:
-            place = pc.index(part.data.column("_op"), _TRUNCATE).as_py()
-            if place < 0 or not route.mapping.expands_truncate:
-                yield part
-                continue
-            row = part.data.slice(place, 1)
-            since = Order(*(row.column(name)[0].as_py() for name in ("_epoch", "_commit", "_index")))
-            empty = self._begun(route)
-            empty.difference.add(dataclasses.replace(part, data=part.data.slice(0, 0)))
-            yield from self._settled(route, Reading(Reload.DIFFERENCE, since, True), empty)
+            start = 0
+            for place in self._truncates(route, part):
+                found.append([_slice(part, start, place)])
+                out.live.append(_slice(part, start, place + 1))
+                found.append(self._deletes_at(route, _slice(part, place, place + 1), out))
+                start = place + 1
+            found.append([_slice(part, start, len(part))])
+            out.live.append(_slice(part, start, len(part)))
+        return found
+
+    def _truncates(self, route: Route, events: Events) -> list[int]:
+        if not route.mapping.expands_truncate:
+            return []
+        return list(np.flatnonzero(events.data.column("_op").to_numpy() == int(Op.TRUNCATE)))
+
+    def _deletes_at(self, route: Route, truncate: Events, out: _Collected) -> Iterator[Events]:
+        """A delete of each live key, all at the truncate's own place: there is no room between it and what follows."""
+        place = Order(*(truncate.data.column(name)[0].as_py() for name in ("_epoch", "_commit", "_index")))
+        before = [part for part in out.live if part.stream == route.stream]
+        before[-1] = _slice(before[-1], 0, len(before[-1]) - 1)  # all but the truncate itself
+        nothing = self._begun(route)
+        nothing.difference.add(_slice(truncate, 0, 0))
+        deletes = self._settled(route, Reading(Reload.DIFFERENCE, place, True), nothing, before)
+        return (_placed(part, place) for part in deletes)
+
+
+def _slice(events: Events, start: int, stop: int) -> Events:
+    return dataclasses.replace(events, data=events.data.slice(start, stop - start))
+
+
+def _placed(events: Events, place: Order) -> Events:
+    """All at one place; their ids are told apart by their keys."""
+    index = pa.repeat(pa.scalar(place.index, pa.uint32()), len(events))
+    data = events.data.set_column(
+        events.data.schema.get_field_index("_index"), events.data.schema.field("_index"), index
+    )
+    return dataclasses.replace(events, data=data, content_ids=True)
 
 
 def _closing(events: Iterator[Events], difference: Difference) -> Iterator[Events]:
@@ -230,18 +283,9 @@ def _closing(events: Iterator[Events], difference: Difference) -> Iterator[Event
         difference.close()
 
 
-def _texts(column: pa.Array) -> list[str]:
+def _texts(column: pa.Array) -> list[str | None]:
     # Only rows that broke the contract come here: people will read them one by one.
-    return list(map(str, column.to_pylist()))
-
-
-def _split(events: list[Events], key: tuple[str, ...], waiting: set[str]) -> tuple[list[Events], list[Events]]:
-    passed, held = [], []
-    for part in events:
-        mask = pc.is_in(canonical_keys(part.data, key), pa.array(sorted(waiting), pa.string()))
-        held += _masked(part, mask)
-        passed += _masked(part, pc.invert(mask))
-    return passed, held
+    return list(column.to_pylist())
 
 
 def _masked(events: Events, mask: pa.Array) -> list[Events]:
@@ -256,40 +300,6 @@ def _without_deletes_of(events: Events, key: tuple[str, ...], kept: set[str]) ->
     deleted = pc.equal(events.data.column("_op"), _DELETE)
     known = pc.is_in(canonical_keys(events.data, key), pa.array(sorted(kept), pa.string()))
     return _masked(events, pc.invert(pc.and_(deleted, known)))
-
-
-def _waiting(route: Route, changes: Changes, held: list[Events]) -> Rejected:
-    """The original changes of events that must wait for an earlier event of their key."""
-    places = {
-        (commit, index - index % 2): key
-        for part in held
-        for commit, index, key in zip(
-            part.data.column("_commit").to_pylist(),
-            part.data.column("_index").to_pylist(),
-            canonical_keys(part.data, route.contract.key).to_pylist(),
-            strict=True,
-        )
-    }
-    rows = zip(changes.data.column("_commit").to_pylist(), changes.data.column("_index").to_pylist(), strict=True)
-    keys = [places.get(place) for place in rows]
-    mask = pa.array([key is not None for key in keys], pa.bool_())
-    reasons = [
-        {"field": "", "expected": "no earlier event of this key in quarantine", "got": "it waits", "key": key}
-        for key in keys
-        if key is not None
-    ]
-    data = changes.data.filter(mask)
-    return Rejected(
-        route.stream, dataclasses.replace(changes, data=data), pa.RecordBatch.from_pylist(reasons, schema=REASONS)
-    )
-
-
-def _joined(first: Rejected | None, second: Rejected) -> Rejected:
-    if first is None:
-        return second
-    rows = pa.Table.from_batches([first.changes.data, second.changes.data]).combine_chunks().to_batches()[0]
-    reasons = pa.Table.from_batches([first.reasons, second.reasons]).combine_chunks().to_batches()[0]
-    return Rejected(first.stream, dataclasses.replace(first.changes, data=rows), reasons)
 
 
 def _filtered(rejected: Rejected, mask: pa.Array) -> Rejected | None:

@@ -203,10 +203,10 @@ class _Worker:
             try:
                 self._work(follow)
             except (HeadwaterError, OSError) as error:
-                retried = isinstance(error, RETRIED)
+                again = isinstance(error, RETRIED) if follow else self._worth_another(error, pause)
                 self._began = None
-                self._report(error, retried)
-                if not (follow and retried) and not self._worth_another(error, pause, follow):
+                self._report(error, again)
+                if not again:
                     return
                 pause = FIRST_PAUSE if self._rows() > rows else min(pause * 2, LONGEST_PAUSE)
                 self._stopping.wait(pause)
@@ -219,9 +219,9 @@ class _Worker:
                 return
         self._meter.enter(self.name, "stopped")
 
-    def _worth_another(self, error: Exception, pause: float, follow: bool) -> bool:
+    def _worth_another(self, error: Exception, pause: float) -> bool:
         """A run that is to end gives a busy database a few seconds, and no more."""
-        return not follow and isinstance(error, RETRIED) and pause < 4.0
+        return isinstance(error, RETRIED) and pause < 2.0
 
     def _rows(self) -> int:
         return self._meter.rows(self.name)

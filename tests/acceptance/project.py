@@ -18,6 +18,7 @@ import yaml
 
 from headwater import config as configuration
 from headwater.assembly import Assembly
+from headwater.errors import HeadwaterError
 from headwater.mapping.evolve import conform
 from headwater.model import Op
 from headwater.runtime import start
@@ -96,6 +97,13 @@ class Project:
             supervisor.run(follow=False)
             workers = supervisor.figures().workers.values()
             return {worker.name: worker.error for worker in workers if worker.error}
+
+    def tried(self) -> list[str]:
+        """What is said of a run that does not go well, by workers, or before any begins."""
+        try:
+            return list(self.try_run().values())
+        except HeadwaterError as error:
+            return [str(error)]
 
     @contextmanager
     def running(self) -> Iterator[Supervisor]:

@@ -23,7 +23,6 @@ from headwater.errors import (
     ConfigError,
     ContractError,
     HeadwaterError,
-    MappingError,
     PromiseError,
     SourceError,
 )
@@ -120,11 +119,7 @@ def test_a_misspelt_key_of_a_contract(project: Project, place: tuple[str | int, 
 def test_a_misspelt_option_of_an_adapter(project: Project, where: str, option: str, message: str) -> None:
     name, url = ("shop", "sqlite:///shop.db") if where == "sources" else ("warehouse", "duckdb:warehouse.duckdb")
     project.config[where][name] = {"url": url, "options": {option: 1}}
-    try:
-        errors = project.try_run()
-    except ConfigError as error:
-        errors = {"": str(error)}
-    (text,) = errors.values()
+    (text,) = project.tried()
     assert option in text
     assert message in text
     project.config[where][name] = {"url": url}
@@ -133,10 +128,7 @@ def test_a_misspelt_option_of_an_adapter(project: Project, where: str, option: s
 
 def test_an_unknown_scheme_names_the_nearest(project: Project) -> None:
     project.config["sinks"]["warehouse"]["url"] = "duckbd:warehouse.duckdb"
-    try:
-        errors = list(project.try_run().values())
-    except ConfigError as error:
-        errors = [str(error)]
+    errors = project.tried()
     assert "`duckbd`" in errors[0]
     assert "did you mean `duckdb`?" in errors[0]
 
@@ -195,10 +187,7 @@ def test_a_table_that_is_not_there(project: Project) -> None:
 )
 def test_a_column_that_is_not_there(project: Project, more: dict[str, Any]) -> None:
     project.config["streams"]["shop.item"] = stream(**more)
-    try:
-        errors = list(project.try_run().values())
-    except (MappingError, ConfigError, SourceError) as error:
-        errors = [str(error)]
+    errors = project.tried()
     nearest = {"idd": "id", "nmae": "name", "siez": "size", "updated_att": "updated_at"}
     wrong = next(word for word in nearest if word in str(more))
     assert f"`{wrong}`" in errors[0]

@@ -104,7 +104,7 @@ def _must_not_run(assembly: Assembly, sink: str) -> None:
     from headwater.status import running
 
     now = running(assembly.home)
-    if now is not None and sink in now.workers:
+    if now is not None and sink in now.workers and now.workers[sink].state in ("running", "waiting"):
         raise AppenderBusy(
             f"sink {sink} is being written by process {now.pid}", hint="stop `headwater run`, then do this again"
         )

@@ -109,7 +109,7 @@ class StdlibRows:
         self._engine = engine
         self._cursor = cursor
         self._columns = columns
-        self._step = 256
+        self._step = 8  # rows may be wide; the next step goes by what these weigh
         check_width(len(cursor.description or ()), columns)
 
     def fetch(self, rows: int) -> pa.RecordBatch | None:

@@ -32,10 +32,9 @@ def find(tables: Tables, comparison: Comparison, *, rows_are_source: bool) -> No
     _count_repeated(tables, comparison)
     tables.db.execute("DROP TABLE IF EXISTS found")
     for number, part in enumerate(tables.parts()):
-        query = _joined(tables, _rows(tables, part, comparison), part, rows_are_source)
+        comparison.rows_source += tables.tell(part)
+        query = _joined(tables, _rows(tables, part, comparison), rows_are_source)
         tables.db.execute(f"CREATE TABLE found AS {query}" if number == 0 else f"INSERT INTO found {query}")
-        told = tables.one(f"SELECT count(*) FROM ({tables.told(part)})")
-        comparison.rows_source += told
     comparison.rows_target = tables.count("rows")
     if rows_are_source:
         comparison.rows_source, comparison.rows_target = comparison.rows_target, comparison.rows_source
@@ -43,6 +42,8 @@ def find(tables: Tables, comparison: Comparison, *, rows_are_source: bool) -> No
 
 def classify(tables: Tables, comparison: Comparison, excuses: Excuses) -> None:
     """Count what was found under its class, the first of each in full."""
+    if not tables.count("found"):
+        return
     for batch in tables.batches(_with_last_offset(tables)):
         kinds = _classes(tables, batch, excuses)
         for name in pc.unique(kinds).to_pylist():
@@ -56,7 +57,7 @@ def _rows(tables: Tables, part: str, comparison: Comparison) -> str:
     return f"SELECT {once} *, true AS _there FROM rows WHERE {part}"
 
 
-def _joined(tables: Tables, rows: str, part: str, rows_are_source: bool) -> str:
+def _joined(tables: Tables, rows: str, rows_are_source: bool) -> str:
     names = ["_op", *tables.columns.names] if tables.history else tables.columns.names
     same = " AND ".join(f"e.{quoted(n)} = r.{quoted(n)}" for n in tables.identity)
     keys = ", ".join(f"coalesce(e.{quoted(n)}, r.{quoted(n)}) AS {quoted(n)}" for n in tables.identity)
@@ -67,7 +68,7 @@ def _joined(tables: Tables, rows: str, part: str, rows_are_source: bool) -> str:
     return (
         f"SELECT {keys}, CASE WHEN {lacking}._there IS NULL THEN 'missing' WHEN {surplus}._there IS NULL THEN 'extra'"
         f" ELSE 'differing' END AS _class, {source} AS source, {target} AS target"
-        f" FROM (SELECT *, true AS _there FROM ({tables.told(part)})) e FULL JOIN ({rows}) r ON {same}"
+        f" FROM (SELECT *, true AS _there FROM told) e FULL JOIN ({rows}) r ON {same}"
         f" WHERE e._there IS NULL OR r._there IS NULL OR {differs}"
     )
 
@@ -81,7 +82,7 @@ def _with_last_offset(tables: Tables) -> str:
     identity = ", ".join(map(quoted, tables.identity))
     return (
         f"SELECT found.*, coalesce(_last, -1)::BIGINT AS _last FROM found LEFT JOIN"
-        f" (SELECT {identity}, max(_offset) AS _last FROM events SEMI JOIN found USING ({identity})"
+        f" (SELECT {identity}, max(_offset) AS _last FROM {tables.counted} SEMI JOIN found USING ({identity})"
         f" GROUP BY {identity}) USING ({identity}) ORDER BY {identity}"
     )
 

@@ -52,7 +52,7 @@ def verify_source(
     known = bus.streams().get(stream)
     if reason := _why_not(known, contract):
         return incomparable(stream, against, reason)
-    with Tables(contract, terms.workspace) as tables:
+    with terms.workspace.tables(contract) as tables:
         return _Reader(bus, source, mapping, terms, tables).compared(Comparison(stream, against))
 
 
@@ -108,9 +108,8 @@ class _Reader:
                 yield mapped.data.filter(pc.invert(deleted))
 
     def _read_stream(self, comparison: Comparison, order: Order | None) -> None:
-        self.tables.load_events(self.bus.read(comparison.stream, after=None, follow=False))
-        if order is not None:
-            self.tables.forget_behind(order)
+        self.tables.read(self.bus, comparison.stream)
+        self.tables.upto = order
         find(self.tables, comparison, rows_are_source=True)
 
     def _classified(self, comparison: Comparison) -> Comparison:
@@ -160,7 +159,7 @@ class _Reader:
                 comparison.reason = f"what is unsettled had not seen two more polls after {self.terms.wait:g} s"
                 break
             comparison = Comparison(comparison.stream, comparison.against, at="now")
-            self.tables.clear()
+            self.tables.forget_rows()
             self._read_source(comparison.stream)
             self._read_stream(comparison, None)
             self._unsettle(self._not_as("earlier"))

@@ -1,4 +1,5 @@
-"""Two sides as tables of a temporary DuckDB database on disk, folded and compared in SQL.
+"""Two sides as tables of a temporary DuckDB database, which moves to disk what its memory cannot hold, folded and
+compared in SQL.
 
 One idea: the fold is said again here, as one aggregate over the events of a key, and shares nothing with the code that
 writes streams and sinks; an oracle that reuses what it checks would agree with its mistakes. What needs memory by the
@@ -11,6 +12,7 @@ import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +24,8 @@ import pyarrow.compute as pc
 
 from headwater.contracts.model import Contract
 from headwater.mapping.evolve import conform
-from headwater.model import Events, Op, Order
+from headwater.model import Cursor, Events, Op, Order
+from headwater.protocols import Bus
 from headwater.schema import table_schema
 
 TRIPLE = ("_epoch", "_commit", "_index")
@@ -32,30 +35,65 @@ _EMPTIES = f"_op = {Op.TRUNCATE.value}"
 _BUCKETS = 256
 _CHUNK_ROWS = 50_000
 _CHUNK_BYTES = 8 * 2**20
-_PART_ROWS = 200_000
-_PART_BYTES = 64 * 2**20
+_PART_ROWS = 500_000
+_PART_BYTES = 96 * 2**20
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Workspace:
-    """Where a comparison keeps its files, and how much memory it may take."""
+    """Where comparisons keep their files, and how much memory they may take; a context manager.
+
+    `keep`: the events of one stream stay for the comparison after it, which then reads only what came since. A stream
+    that is compared with its source and with three sinks is read once.
+    """
 
     directory: Path | None = None
     memory_limit: str = "512MB"
+    keep: bool = False
+    _kept: Tables | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._drop()
+
+    @contextmanager
+    def tables(self, contract: Contract, *, history: bool = False) -> Iterator[Tables]:
+        """Tables for one comparison; they may hold events of the stream already."""
+        if history or not self.keep:
+            with Tables(contract, self, history=history) as tables:
+                yield tables
+            return
+        if self._kept is None or self._kept.contract != contract:
+            self._drop()
+            self._kept = Tables(contract, self)
+        self._kept.begin()
+        yield self._kept
+
+    def _drop(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+        self._kept = None
 
 
 class Tables:
     """`events` of a stream, and `rows` of the other side; a context manager.
 
     `history` compares event by event, identified by the order triple; else rows are compared by key. `below`: only
-    events before this offset count.
+    events before this offset count; `upto`: only those up to this order.
     """
 
     def __init__(self, contract: Contract, workspace: Workspace, *, history: bool = False) -> None:
         self.contract = contract
         self.history = history
         self.below: int | None = None
+        self.upto: Order | None = None
         self._nbytes = 0
+        self._read: Cursor | None = None
+        self._folded_as: object = None
         self.columns = pa.schema([pa.field(f.name, holdable(f.type)) for f in table_schema(contract)])
         self.identity = TRIPLE if history else contract.key
         extra = [pa.field("_op", pa.int8())] if history else []
@@ -75,7 +113,7 @@ class Tables:
             "temp_directory": str(self._directory / "spill"),
             "threads": 2,
         }
-        self.db = duckdb.connect(self._directory / "verify.duckdb", config=config)
+        self.db = duckdb.connect(":memory:", config=config)
         self._make("events", self._event_schema)
         self._make("rows", self._row_schema)
 
@@ -85,10 +123,27 @@ class Tables:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self.db.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     # filling
+
+    def begin(self) -> None:
+        """Another comparison of the same stream: its events stay."""
+        self.below = self.upto = None
+        self.forget_rows()
+
+    def read(self, bus: Bus, stream: str) -> None:
+        """The stream's events to its head, beyond those that are here."""
+        self.load_events(self._noted(bus.read(stream, after=self._read, follow=False)))
+
+    def _noted(self, stream: Iterable[Events]) -> Iterator[Events]:
+        for events in stream:
+            yield events
+            self._read = events.cursor
 
     def load_events(self, stream: Iterable[Events]) -> None:
         """Events as their stream has them; older versions in the contract's shape."""
@@ -98,17 +153,8 @@ class Tables:
         """Rows with the order triple and the contract's fields (and `_op`, of a history)."""
         self._load("rows", self._row_schema, (self._shaped(batch, self._row_schema) for batch in rows))
 
-    def forget_behind(self, order: Order) -> None:
-        """Drop events behind an order. A change's odd index, which the mapping gives, belongs to the even one below."""
-        self.db.execute(
-            "DELETE FROM events WHERE (_epoch, _commit, _index) > (?, ?, ?)",
-            [order.epoch, order.commit, order.index | 1],
-        )
-
-    def clear(self) -> None:
-        for table in ("events", "rows"):
-            self.db.execute(f"DELETE FROM {table}")
-        self._nbytes = 0
+    def forget_rows(self) -> None:
+        self.db.execute("DELETE FROM rows")
 
     def count(self, table: str) -> int:
         return int(self.one(f"SELECT count(*) FROM {table}"))
@@ -170,18 +216,33 @@ class Tables:
         ends = [_BUCKETS * part // number for part in range(number + 1)]
         yield from (f"_bucket >= {start} AND _bucket < {end}" for start, end in pairwise(ends))
 
-    def told(self, part: str) -> str:
-        """A query of what the events amount to, for one part of the keys."""
-        return self._events_of(part) if self.history else self._folded(part)
+    def tell(self, part: str) -> int:
+        """Make table `told`, what the events of one part of the keys amount to; returns its number of rows."""
+        wanted = (part, self.below, self.upto, self._read, self.count("events"))
+        if wanted != self._folded_as:
+            query = self._events_of(part) if self.history else self._folded(part)
+            self.db.execute(f"CREATE OR REPLACE TABLE told AS {query}")
+            self._folded_as = wanted
+        return self.count("told")
 
     @property
-    def _counted(self) -> str:
-        return "events" if self.below is None else f"(FROM events WHERE _offset < {self.below})"
+    def counted(self) -> str:
+        """The events that count, as a relation. A change's odd index, which a mapping gives, belongs to the even one
+        below it.
+        """
+        conditions = [] if self.below is None else [f"_offset < {self.below}"]
+        if self.upto is not None:
+            epoch, commit, index = self.upto.epoch, self.upto.commit, self.upto.index | 1
+            conditions.append(
+                f"(_epoch < {epoch} OR _epoch = {epoch} AND"
+                f" (_commit < {commit} OR _commit = {commit} AND _index <= {index}))"
+            )
+        return f"(FROM events WHERE {' AND '.join(conditions)})" if conditions else "events"
 
     def _events_of(self, part: str) -> str:
         """Each event once: one that was appended twice is the business of `gaps`."""
         columns = ", ".join(map(quoted, ["_op", *TRIPLE, *self.columns.names]))
-        return f"SELECT DISTINCT ON (_epoch, _commit, _index) {columns} FROM {self._counted} WHERE {part}"
+        return f"SELECT DISTINCT ON (_epoch, _commit, _index) {columns} FROM {self.counted} WHERE {part}"
 
     def _folded(self, part: str) -> str:
         """Every live key: the newest event by the order triple, unless the key, or everything, was deleted since.
@@ -193,8 +254,8 @@ class Tables:
         fields = [name for name in self.columns.names if name not in self.contract.key]
         whole, carried = (", ".join([keys, *map(how, fields)]) for how in (quoted, _newest_carried))
         return (
-            f"WITH told AS (SELECT *, {_PLACE} AS _place FROM {self._counted} WHERE NOT {_EMPTIES} AND {part}),"
-            f" emptied AS (SELECT coalesce(max({_PLACE}) + 1, 0) AS _emptied FROM {self._counted} WHERE {_EMPTIES}),"
+            f"WITH told AS (SELECT *, {_PLACE} AS _place FROM {self.counted} WHERE NOT {_EMPTIES} AND {part}),"
+            f" emptied AS (SELECT coalesce(max({_PLACE}) + 1, 0) AS _emptied FROM {self.counted} WHERE {_EMPTIES}),"
             f" lives AS (SELECT {keys}, max(_place) AS _top, arg_max(_offset, _place) AS _newest,"
             f" greatest(coalesce(max(_place) FILTER (WHERE _op = {Op.DELETE.value}) + 1, 0), any_value(_emptied))"
             f" AS _since, coalesce(bool_or(len(_unchanged) > 0), false) AS _partial"
