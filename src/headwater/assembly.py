@@ -22,7 +22,7 @@ from headwater.config import Config, SinkConfig, SourceConfig, StreamConfig
 from headwater.contracts.model import Contract
 from headwater.contracts.store import ContractStore
 from headwater.dialects import Dialect
-from headwater.errors import ConfigError
+from headwater.errors import ConfigError, ContractError
 from headwater.guarantees import effective, refuse_broken_promises, refuse_broken_retention
 from headwater.mapping.stream import MappingPlan, StreamMapping, columns_needed
 from headwater.model import Mapped, TableId
@@ -106,6 +106,16 @@ class Assembly:
         scheme = self._source_config(plan.config.source).scheme
         describe = plugins.source_guarantee(scheme, plan.config.pattern)
         return effective(describe(plan.config, keyed=bool(plan.key), key=plan.key))
+
+    def check_accepted(self) -> None:
+        """Raises `ContractError` for the first accepted version that was edited or deleted: readers rely on it."""
+        for stream in self.config.streams:
+            for tampered in self.contracts.tampered(stream):
+                if tampered.found != "unrecorded":
+                    raise ContractError(
+                        str(tampered),
+                        hint="restore the file from version control; to change a contract, accept a new version",
+                    )
 
     def check_promises(self) -> None:
         """Raises `PromiseError` for the first contract that promises more than its path can give."""

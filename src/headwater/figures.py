@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,9 @@ from headwater.model import utc_now
 FILE = "health.json"
 WINDOW = 5.0
 """Seconds over which rates are taken."""
+FRESH = 60.0
+"""Seconds after which figures are no longer believed: they are written every second, and a number that the process had
+may be another's after a crash."""
 
 Kind = Literal["capture", "sink"]
 State = Literal["starting", "running", "waiting", "failed", "stopped", "done"]
@@ -54,10 +58,12 @@ class Figures:
     time: datetime.datetime
     workers: dict[str, WorkerFigures]
     streams: dict[str, StreamFigures]
+    trouble: str = ""
+    """What is wrong with the pipeline as a whole, beside what is wrong with single workers."""
 
     @property
     def healthy(self) -> bool:
-        return not any(worker.error for worker in self.workers.values())
+        return not self.trouble and not any(worker.error for worker in self.workers.values())
 
 
 class Meter:
@@ -68,7 +74,8 @@ class Meter:
         self._started = utc_now()
         self._workers: dict[str, WorkerFigures] = {}
         self._streams = {name: StreamFigures(name) for name in streams}
-        self._history: deque[tuple[datetime.datetime, dict[str, int]]] = deque()
+        self._history: deque[tuple[float, dict[str, int]]] = deque()
+        self.trouble = ""
 
     def add(self, worker: WorkerFigures) -> None:
         with self._lock:
@@ -77,17 +84,18 @@ class Meter:
     def enter(self, name: str, state: State, error: str = "") -> None:
         with self._lock:
             worker = self._workers[name]
-            worker.retries += bool(error)
+            worker.retries += state == "waiting"
             if worker.state != state or worker.error != error:
                 worker.state, worker.error, worker.since = state, error, utc_now()
 
-    def count(self, name: str, rows: int, streams: Iterable[tuple[str, int]] = ()) -> None:
+    def count(self, name: str, rows: int, streams: Iterable[tuple[str, int]] = (), *, error: str = "") -> None:
+        """Rows have moved: the worker is well, but for what `error` says of some of its streams."""
         with self._lock:
             worker = self._workers[name]
             worker.rows += rows
             worker.last_batch = utc_now()
-            if worker.state != "running" or worker.error:
-                worker.state, worker.error, worker.since = "running", "", utc_now()
+            if worker.state != "running" or worker.error != error:
+                worker.state, worker.error, worker.since = "running", error, utc_now()
             for stream, number in streams:
                 self._streams[stream].rows += number
 
@@ -98,18 +106,18 @@ class Meter:
     def snapshot(self) -> Figures:
         with self._lock:
             now = utc_now()
-            self._measure(now)
+            self._measure(time.monotonic())
             workers = {name: _copy(worker) for name, worker in self._workers.items()}
             streams = {name: StreamFigures(s.stream, s.rows, s.rows_per_second) for name, s in self._streams.items()}
-            return Figures(os.getpid(), self._started, now, workers, streams)
+            return Figures(os.getpid(), self._started, now, workers, streams, self.trouble)
 
-    def _measure(self, now: datetime.datetime) -> None:
+    def _measure(self, now: float) -> None:
         parts = self._parts()
         self._history.append((now, {name: part.rows for name, part in parts.items()}))
-        while (now - self._history[0][0]).total_seconds() > WINDOW and len(self._history) > 1:
+        while now - self._history[0][0] > WINDOW and len(self._history) > 1:
             self._history.popleft()
         then, rows = self._history[0]
-        seconds = (now - then).total_seconds() or 1.0
+        seconds = now - then or 1.0
         for name, part in parts.items():
             part.rows_per_second = (part.rows - rows.get(name, 0)) / seconds
 
@@ -132,9 +140,16 @@ def write(figures: Figures, directory: Path) -> None:
 
 def read(directory: Path) -> Figures | None:
     """The figures of the process that runs now; None when none does."""
+    found = last(directory)
+    if found is None or not _lives(found.pid) or abs((utc_now() - found.time).total_seconds()) > FRESH:
+        return None
+    return found
+
+
+def last(directory: Path) -> Figures | None:
+    """The figures that the newest process left, whether it still runs or not."""
     try:
         data = json.loads((directory / FILE).read_text())
-        os.kill(data["pid"], 0)
     except (OSError, ValueError):
         return None
     return Figures(
@@ -143,7 +158,18 @@ def read(directory: Path) -> Figures | None:
         time=datetime.datetime.fromisoformat(data["time"]),
         workers={name: _worker(item) for name, item in data["workers"].items()},
         streams={name: StreamFigures(**item) for name, item in data["streams"].items()},
+        trouble=data.get("trouble", ""),
     )
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # it is another user's
+    return True
 
 
 def _worker(item: dict[str, Any]) -> WorkerFigures:

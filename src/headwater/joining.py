@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from threading import Event
 
-from headwater.errors import HistoryGone
+from headwater.errors import HistoryGone, NotConnected
 from headwater.mapping.stream import StreamMapping
 from headwater.model import Cursor, Events, Order
 from headwater.protocols import Bus, Source
@@ -37,16 +38,20 @@ def rows(source: Source, mapping: StreamMapping, stream: str) -> tuple[Order, It
     return state.order, (events for changes in state.changes for events in mapping.apply(changes)[0])
 
 
-def hand_over(bus: Bus, stream: str, capture: str, order: Order, *, patience: float = PATIENCE) -> Cursor:
-    """Where to go on behind rows that stand at `order`; waits until the capture has come so far."""
+def hand_over(
+    bus: Bus, stream: str, capture: str, order: Order, *, patience: float = PATIENCE, until: Event | None = None
+) -> Cursor:
+    """Where to go on behind rows that stand at `order`; waits until the capture has come so far, or `until` is set."""
     deadline = time.monotonic() + patience
+    pause = until or Event()
     while not _reached(bus, capture, order):
+        if pause.wait(0.05):
+            raise NotConnected(f"stream {stream}: it was stopped while a reader joined; the reader begins again")
         if time.monotonic() > deadline:
             raise HistoryGone(
                 f"stream {stream}: its capture did not reach commit {order.commit} within {patience:.0f} s",
                 hint="start `headwater run`, so that the capture goes on while the reader joins",
             )
-        time.sleep(0.05)
     return Cursor(bus.streams()[stream].incarnation, (bus.offset_after(stream, order),))
 
 

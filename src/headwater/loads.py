@@ -36,7 +36,7 @@ def decide(bus: Bus, declaration: Declaration, config: StreamConfig) -> Decision
     wanted = _wanted(bus, state, declaration, config, texts)
     if wanted is not None:
         note = Note(stream, KIND, _spell(wanted, state.epoch + 1))
-        return Decision(wanted, state.epoch + 1, (note, *_mapping_notes(state, declaration)))
+        return Decision(wanted, state.epoch + 1, (note, *_gaps(stream, wanted), *_mapping_notes(state, declaration)))
     load, epoch = _parse(texts[-1]) if texts else (first, 1)
     unplaced = state.head > 0 and bus.position(declaration.source) is None
     return Decision(load, max(epoch, state.epoch + unplaced, 1), _mapping_notes(state, declaration))
@@ -76,6 +76,11 @@ def _compare(token: str, declaration: Declaration) -> Load:
     """Rows that cannot be compared, for want of a key, are not read again: only what changes from now on."""
     keyed = bool(declaration.contract.key)
     return Load(token, Reload.DIFFERENCE if keyed else None, skip=not keyed)
+
+
+def _gaps(stream: str, load: Load) -> tuple[Note, ...]:
+    text = "it was captured otherwise, or not at all, and without a key its rows cannot be compared: what happened then"
+    return (Note(stream, "gap", f"{text} is not in the stream"),) if load.skip else ()
 
 
 def _mapping_notes(state: StreamState, declaration: Declaration) -> tuple[Note, ...]:

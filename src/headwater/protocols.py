@@ -238,7 +238,10 @@ class Bus(Protocol):
         """Forget a group, so that retention no longer waits for it."""
 
     def offset_after(self, stream: str, order: Order) -> int:
-        """The first offset whose event, and every one behind it, has an order above `order`."""
+        """The first offset whose event has an order above `order`; the head if there is none.
+
+        Events of lower orders may lie behind it (a replay, a reading): a reader that joins there gets them again.
+        """
 
     def offset_at(self, stream: str, time: datetime.datetime) -> int:
         """The first offset whose event was appended, or committed at its source, at or after `time`."""

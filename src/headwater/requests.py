@@ -60,12 +60,16 @@ def clear(home: Path) -> None:
 
 
 def _carry_out(handlers: Mapping[str, Handler], asked: dict[str, Any]) -> dict[str, Any]:
+    """What one asks for and cannot have is that one's error; the pipeline goes on."""
+    handler = handlers.get(asked["what"])
+    if handler is None:
+        return {"error": f"this pipeline does not know `{asked['what']}`", "hint": "is it an older version?"}
     try:
-        return handlers[asked["what"]](**asked["arguments"])
+        return handler(**asked["arguments"])
     except HeadwaterError as error:
         return {"error": error.message, "hint": error.hint}
-    except KeyError:
-        return {"error": f"this pipeline does not know `{asked['what']}`", "hint": "is it an older version?"}
+    except (OSError, TypeError, KeyError) as error:
+        return {"error": f"`{asked['what']}` failed: {type(error).__name__}: {error}", "hint": ""}
 
 
 def _put(path: Path, value: dict[str, Any]) -> None:

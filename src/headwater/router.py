@@ -60,8 +60,8 @@ class _Collected:
     parked: list[Parked] = dataclasses.field(default_factory=list)
     notes: list[Note] = dataclasses.field(default_factory=list)
     live: list[Events] = dataclasses.field(default_factory=list)
-    """Events of live changes in this batch, truncates too: a reading or a truncate later in it must see them before they
-    are in the bus."""
+    """Events of live changes in this batch, truncates too: what a reading or a truncate later in it compares with must
+    hold them before they are in the bus."""
 
     def mapped(self, batch: Batch | None = None) -> Mapped:
         notes = (*self.notes, *(batch.notes if batch is not None else ()))
@@ -243,8 +243,9 @@ class Router:
                 out.live.append(_slice(part, start, place + 1))
                 found.append(self._deletes_at(route, _slice(part, place, place + 1), out))
                 start = place + 1
-            found.append([_slice(part, start, len(part))])
-            out.live.append(_slice(part, start, len(part)))
+            rest = _slice(part, start, len(part))
+            found.append([rest])
+            out.live.append(rest)
         return found
 
     def _truncates(self, route: Route, events: Events) -> list[int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 from headwater import joining, quarantine, requests
 from headwater.assembly import Assembly
 from headwater.contracts.model import Contract
-from headwater.model import Batch
+from headwater.errors import CursorMismatch, HeadwaterError, NotConnected
+from headwater.model import Batch, Cursor
 from headwater.pipeline import standing
 from headwater.plugins import sink_batch
 from headwater.protocols import Bus, Sink, Source
@@ -24,6 +27,7 @@ class Runtime:
     def __init__(self, assembly: Assembly) -> None:
         self._assembly = assembly
         self._routes = {stream: assembly.route(stream) for stream in assembly.config.streams}
+        self._stopping = threading.Event()
 
     @property
     def bus(self) -> Bus:
@@ -61,10 +65,18 @@ class Runtime:
             sink.clear(stream)
             sink.prepare(self._contract(stream))
             for part in events:
+                self._check_stopping(sink.name, stream)
                 sink.write(part)
         finally:
             source.close()
-        sink.move(stream, joining.hand_over(self.bus, stream, capture, order))
+        sink.move(stream, joining.hand_over(self.bus, stream, capture, order, until=self._stopping))
+
+    def _check_stopping(self, sink: str, stream: str) -> None:
+        if self._stopping.is_set():
+            raise NotConnected(f"sink {sink}: it was stopped while it joined stream {stream}; it begins again")
+
+    def stop(self) -> None:
+        self._stopping.set()
 
     def pace(self, sink: str) -> tuple[int, float]:
         config = self._assembly.config.sinks[sink]
@@ -98,10 +110,42 @@ class Runtime:
 def start(assembly: Assembly) -> Supervisor:
     """A supervisor for a configuration that has been checked, with its streams declared on the bus.
 
-    Raises `ConfigError`, `PromiseError`, `AppenderBusy`, and what opening the bus and looking at the sources raises.
+    Raises `ConfigError`, `PromiseError`, `AppenderBusy`, and what opening the bus and looking at the sources raises;
+    `CursorMismatch` when a sink is ahead of the bus.
     """
+    assembly.check_accepted()
     assembly.check_promises()
     assembly.declare()
+    _refuse_older_bus(assembly)
     if assembly.home is not None:
         requests.clear(assembly.home)
     return Supervisor(Runtime(assembly))
+
+
+def _refuse_older_bus(assembly: Assembly) -> None:
+    """A sink that is ahead of its stream tells that the bus was put back to an older state (F83).
+
+    It has to be seen before anything is appended: once other events have taken the lost ones' offsets, nobody can tell,
+    and the sink would skip them.
+    """
+    states = assembly.bus.streams()
+    for name, streams in assembly.sink_streams().items():
+        for stream, cursor in _cursors(assembly, name, streams):
+            state = states[stream]
+            if cursor.incarnation == state.incarnation and cursor.offset > state.head:
+                raise CursorMismatch(
+                    f"stream `{stream}`: sink {name} stands at offset {cursor.offset}, and the stream ends at "
+                    f"{state.head}: the bus was put back to an older state",
+                    hint="put a bus back by `headwater restore`; what the sink holds beyond that place is unknown to "
+                    f"the bus: `headwater sink rebuild {name} --stream {stream}`",
+                )
+
+
+def _cursors(assembly: Assembly, name: str, streams: Sequence[str]) -> list[tuple[str, Cursor]]:
+    """Where a sink stands; nothing of one that is away or broken: its worker says so, and the others go on (F56)."""
+    try:
+        with closing(assembly.sink(name)) as sink:
+            found = [(stream, sink.cursor(stream)) for stream in streams]
+    except (HeadwaterError, OSError):
+        return []
+    return [(stream, cursor) for stream, cursor in found if cursor is not None]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headwater import figures
+from headwater.errors import HeadwaterError
 from headwater.model import Cursor, Order, Position, utc_now
 from headwater.protocols import Bus, GroupState, Guarantee, PlacedNote, StreamState
 
@@ -91,7 +92,7 @@ class DeliveryStatus:
     lag_events: int
     lag_seconds: float
     delivery: str
-    """Of the whole path: the weakest of capture, bus and sink."""
+    """Of the whole path: the weakest of capture, bus and sink; `unknown` while the source cannot be looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +113,16 @@ class StatusReport:
     started: datetime.datetime | None
     streams: tuple[StreamStatus, ...]
     sinks: tuple[SinkStatus, ...]
+    trouble: str = ""
+    """What is wrong with the running pipeline as a whole."""
 
     @property
     def healthy(self) -> bool:
         """Nothing failed, nothing stands still, nothing waits in quarantine."""
         return not (
-            any(s.error or s.paused or s.quarantine.rows for s in self.streams) or any(s.error for s in self.sinks)
+            self.trouble
+            or any(s.error or s.paused or s.quarantine.rows for s in self.streams)
+            or any(s.error for s in self.sinks)
         )
 
 
@@ -133,6 +138,7 @@ def status(assembly: Assembly) -> StatusReport:
         started=now.started if now else None,
         streams=tuple(view.stream(name) for name in known),
         sinks=tuple(view.sink(name) for name in assembly.config.sinks),
+        trouble=now.trouble if now else "",
     )
 
 
@@ -165,6 +171,8 @@ class _View:
         self.assembly = assembly
         self.bus = assembly.bus
         self.figures = now
+        self.last = figures.last(assembly.home) if assembly.home is not None else None
+        self.promised: dict[str, tuple[Guarantee | None, str]] = {}
         self.states = self.bus.streams()
         self.positions = self.bus.positions()
         self.time = utc_now()
@@ -186,14 +194,14 @@ class _View:
             nbytes=state.nbytes if state else 0,
             last_append=state.last_append if state else None,
             idle_seconds=self._since(state.last_append) if state else None,
-            guarantee=self.assembly.guarantee(name) if config else None,
+            guarantee=self._promised(name)[0] if config else None,
             paused=state.paused if state else None,
             parked=state.parked if state else 0,
             parked_bytes=state.parked_bytes if state else 0,
             quarantine=self._quarantine(state),
             notes=tuple(_notes(self.bus.notes(name))) if state else (),
             groups=tuple(self._groups(name, state)) if state else (),
-            error=worker.error if worker else "",
+            error=self._error(capture) or (self._promised(name)[1] if config else ""),
             rows_per_second=rate.rows_per_second if rate else None,
         )
 
@@ -204,21 +212,38 @@ class _View:
             sink=name,
             state=worker.state if worker else "stopped",
             since=worker.since if worker else None,
-            error=worker.error if worker else "",
+            error=self._error(name),
             streams=tuple(self._delivery(name, stream, guarantee) for stream in self.assembly.streams_of(name)),
             notes=guarantee.notes,
         )
+
+    def _promised(self, stream: str) -> tuple[Guarantee | None, str]:
+        """What its capture gives; or why nobody can tell: the rest of the report is true all the same."""
+        if stream not in self.promised:
+            try:
+                self.promised[stream] = (self.assembly.guarantee(stream), "")
+            except HeadwaterError as error:
+                self.promised[stream] = (None, str(error))
+        return self.promised[stream]
+
+    def _error(self, worker: str) -> str:
+        """What is wrong with a worker, or was when the newest run ended: nobody has mended it since."""
+        if self.figures is not None:
+            return self.figures.workers[worker].error if worker in self.figures.workers else ""
+        left = self.last.workers.get(worker) if self.last is not None else None
+        return f"in its last run: {left.error}" if left is not None and left.error else ""
 
     def _delivery(self, sink: str, stream: str, guarantee: Guarantee) -> DeliveryStatus:
         state = self.states.get(stream)
         cursor = self.bus.cursor(sink, stream) if state else None
         behind = _behind(state, cursor) if state else 0
+        given, _ = self._promised(stream)
         return DeliveryStatus(
             stream=stream,
             cursor=cursor.offset if cursor else None,
             lag_events=behind,
             lag_seconds=self._waited(stream, cursor) if behind else 0.0,
-            delivery=weaker(self.assembly.guarantee(stream).delivery, guarantee.delivery),
+            delivery=weaker(given.delivery, guarantee.delivery) if given is not None else "unknown",
         )
 
     def _waited(self, stream: str, cursor: Cursor | None) -> float:

@@ -1,7 +1,8 @@
 """Runs a pipeline: a thread for each capture and each sink, restarted with back-off, independent of one another.
 
 Crash-only: stopping a worker is abandoning it between two durable steps, and starting again is the only repair. A
-worker whose error will not go away by itself stays failed, and says since when; the others go on.
+worker whose error will not go away by itself stays failed, and says since when; the others go on. So it is within a
+worker: a stream that cannot be captured or delivered is named, and the worker goes on with its other streams.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from headwater.figures import Figures, Meter, WorkerFigures
 from headwater.model import Batch, Mapped
 from headwater.pipeline import capture, deliver
 from headwater.protocols import Bus, Sink, Source
-from headwater.wrap import Metered
+from headwater.wrap import Metered, MeteredSink
 
 log = logging.getLogger("headwater")
 
@@ -59,12 +60,22 @@ class Parts(Protocol):
     def answer(self) -> None:
         """Do what other processes ask of the appender; called at each tick."""
 
+    def stop(self) -> None:
+        """Make a `prepare` that waits give up, with `NotConnected`; from any thread."""
+
 
 class Resumable(Protocol):
     """A mapping with parked changes to catch up on."""
 
+    @property
+    def owed(self) -> frozenset[str]:
+        """Streams whose rows are to be read again, which a capture does when it begins anew."""
+
     def __call__(self, batch: Batch) -> Mapped: ...
     def drain(self) -> None: ...
+    def stop(self) -> None:
+        """Make `drain` return at its next step; from any thread."""
+
     def close(self) -> None: ...
 
 
@@ -92,6 +103,7 @@ class Supervisor:
     def stop(self) -> None:
         """From any thread or a signal handler: every worker returns at its next step."""
         self._stopping.set()
+        self._parts.stop()
         for worker in (*self._captures, *self._sinks):
             worker.stop()
 
@@ -142,15 +154,27 @@ class Supervisor:
             log.warning("figures cannot be written: %s", error, extra={"action": "figures_not_written"})
 
     def _look_after(self, ticks: int) -> None:
-        self._parts.answer()
-        resuming = {name for name, state in self._parts.bus.streams().items() if state.resuming}
-        for capturing in self._captures:
-            if capturing.alive and resuming & set(capturing.streams):
-                capturing.restart()
+        """What is nobody's work in particular. When it fails the workers go on, and health says so."""
+        try:
+            self._parts.answer()
+            self._begin_anew()
+            if self._more_to_maintain or ticks % 60 == 0:
+                self._more_to_maintain = self._parts.maintain()
+            self._meter.trouble = ""
+        except (HeadwaterError, OSError) as error:
+            self._meter.trouble = f"housekeeping of the bus: {error}"
+            log.warning("%s", self._meter.trouble, extra={"action": "housekeeping_error"})
         for worker in (*self._captures, *self._sinks):
             worker.settle()
-        if self._more_to_maintain or ticks % 60 == 0:
-            self._more_to_maintain = self._parts.maintain()
+
+    def _begin_anew(self) -> None:
+        """Captures with streams to catch up on: what is parked is mapped, and what is owed is read, at a beginning."""
+        states = self._parts.bus.streams()
+        resuming = {name for name, state in states.items() if state.resuming}
+        flowing = {name for name, state in states.items() if state.paused is None}
+        for capturing in self._captures:
+            if capturing.alive and (resuming & set(capturing.streams) or flowing & capturing.owed):
+                capturing.restart()
 
 
 class _Worker:
@@ -212,6 +236,7 @@ class _Worker:
                 self._stopping.wait(pause)
                 continue
             except BaseException as error:  # a defect of ours: say so, stop this worker, keep the others
+                self._began = None
                 self._report(error, retried=False)
                 raise
             if not follow:
@@ -236,18 +261,25 @@ class _Worker:
 class _Capture(_Worker):
     kind = "capture"
     _source: Source | None = None
+    _mapping: Resumable | None = None
+
+    @property
+    def owed(self) -> frozenset[str]:
+        mapping = self._mapping
+        return frozenset() if mapping is None else mapping.owed
 
     def stop(self) -> None:
+        if (mapping := self._mapping) is not None:
+            mapping.stop()
+        self.restart()
+
+    def restart(self) -> None:
         if (source := self._source) is not None:
             source.stop()
 
-    restart = stop
-
     def settle(self) -> None:
-        source = self._source
-        if source is not None and source.broken:
-            text = "; ".join(str(error) for error in dict(source.broken).values())
-            self._meter.enter(self.name, "running", text)
+        if trouble := self._trouble():
+            self._meter.enter(self.name, "running", trouble)
         else:
             super().settle()
 
@@ -255,41 +287,91 @@ class _Capture(_Worker):
         mapping = self._parts.mapping(self.name)
         source = self._parts.source(self.name)
         try:
-            self._source = source
-            mapping.drain()
+            self._mapping, self._source = mapping, source
+            if not self._stopping.is_set():
+                mapping.drain()
             if not self._stopping.is_set():
                 capture(Metered(source, self._seen), mapping, self._parts.bus, follow=follow)
         finally:
-            self._source = None
+            self._mapping = self._source = None
             source.close()
             mapping.close()
 
+    def _trouble(self) -> str:
+        source = self._source
+        return "" if source is None else _texts(dict(source.broken).values())
+
     def _seen(self, batch: Batch) -> None:
         if len(batch):
-            self._meter.count(self.name, len(batch), self._parts.table_streams(self.name, batch))
+            self._meter.count(self.name, len(batch), self._parts.table_streams(self.name, batch), error=self._trouble())
 
 
 class _Sink(_Worker):
     kind = "sink"
 
+    def settle(self) -> None:
+        """Each round through the streams says how it went; one that takes long says nothing yet."""
+
     def _work(self, follow: bool) -> None:
         sink = self._parts.sink(self.name)
         limit, age = self._parts.pace(self.name)
+        delivering = _Delivering(self._parts, MeteredSink(sink, self._seen), limit, self._stopping)
         try:
-            for stream in self.streams:
-                self._parts.prepare(sink, stream)
             while not self._stopping.is_set():
                 last = not follow and not self._supervisor.capturing
-                written = sum(self._deliver(sink, stream, limit) for stream in self.streams)
+                written = sum(map(delivering.step, self.streams))
+                self._say(delivering.broken, last)
                 if last:
                     return
                 if written < limit:
                     self._stopping.wait(age if follow else min(age, 0.1))
         finally:
+            self._trouble = ""
             sink.close()
 
-    def _deliver(self, sink: Sink, stream: str, limit: int) -> int:
-        written = deliver(self._parts.bus, stream, sink, follow=False, limit=limit, until=self._stopping)
-        if written:
-            self._meter.count(self.name, written)
-        return written
+    _trouble = ""
+
+    def _say(self, broken: Mapping[str, HeadwaterError], last: bool) -> None:
+        """A stream that cannot be delivered stops alone; the sink has failed when there is nothing else left to do."""
+        if broken and (last or len(broken) == len(self.streams)):
+            raise next(iter(broken.values()))
+        text = _texts(broken.values())
+        if text != self._trouble:
+            log.error("sink %s: %s", self.name, text, extra={"action": "stream_error", "worker": self.name})
+        self._trouble = text
+        if not self._stopping.is_set():
+            self._meter.enter(self.name, "running", text)
+
+    def _seen(self, rows: int) -> None:
+        self._meter.count(self.name, rows, error=self._trouble)
+
+
+class _Delivering:
+    """One sink's streams, each from where it stands until it cannot go on."""
+
+    def __init__(self, parts: Parts, sink: Sink, limit: int, until: threading.Event) -> None:
+        self.broken: dict[str, HeadwaterError] = {}
+        self._prepared: set[str] = set()
+        self._parts = parts
+        self._sink = sink
+        self._limit = limit
+        self._until = until
+
+    def step(self, stream: str) -> int:
+        """Deliver what there is; the number of events. Raises what may go away by itself."""
+        if stream in self.broken or self._until.is_set():
+            return 0
+        try:
+            if stream not in self._prepared:
+                self._parts.prepare(self._sink, stream)
+                self._prepared.add(stream)
+            return deliver(self._parts.bus, stream, self._sink, follow=False, limit=self._limit, until=self._until)
+        except RETRIED:
+            raise
+        except HeadwaterError as error:
+            self.broken[stream] = error
+            return 0
+
+
+def _texts(errors: Iterable[HeadwaterError]) -> str:
+    return "; ".join(map(str, errors))

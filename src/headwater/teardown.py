@@ -21,12 +21,14 @@ def destroy(config: Config) -> list[str]:
     """Remove everything, and say what. Raises `AppenderBusy` while the pipeline runs."""
     with Assembly(config, append=True) as assembly:
         home = assembly.home
+        begun = home is not None and (home / BUS_FILES[0]).exists()
         _ = assembly.bus  # the appender's lock: nothing may run meanwhile
         removed = [
             f"{name}: {thing}" for name, source in config.sources.items() for thing in _from_source(config, source)
         ]
     if home is not None:
-        removed += _bus(home)
+        found = _bus(home)
+        removed += found if begun else []  # else taking the lock has made it, a moment ago
     return removed
 
 

@@ -63,7 +63,7 @@ _ORDER = ("_epoch", "_commit", "_index")
 
 
 def _held(parts: list[tuple[pa.RecordBatch, pa.Array]], keys: dict[str, Order]) -> dict[Change, str]:
-    """The changes that wait, each with a key for which it does. Keys that come to wait with them are added to `keys`."""
+    """The changes that wait, each with a key for which it does. Keys that come to wait with them go into `keys`."""
     held: dict[Change, str] = {}
     while True:
         known = len(held), len(keys)

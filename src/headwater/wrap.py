@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import queue
 import random
-import threading
 from collections.abc import Callable, Iterator, Mapping
 
+from headwater.contracts.model import Contract
 from headwater.errors import SourceError
-from headwater.model import Batch, Position, SourceState
-from headwater.protocols import Source
+from headwater.model import Batch, Cursor, Events, Position, SourceState
+from headwater.protocols import Sink, SinkState, Source
 
 
 class _SourceWrapper:
@@ -52,70 +51,36 @@ class Metered(_SourceWrapper):
             self._seen(batch)
 
 
-class Prefetching(_SourceWrapper):
-    """Reads ahead on a thread of its own, up to `budget` bytes, while the batch before is being appended.
+class MeteredSink:
+    """Tells `seen` how many events each write has made durable."""
 
-    The source's promises hold: what was read ahead and never appended is read again after a restart.
-    """
+    def __init__(self, sink: Sink, seen: Callable[[int], None]) -> None:
+        self.name = sink.name
+        self.guarantee = sink.guarantee
+        self._sink = sink
+        self._seen = seen
 
-    def __init__(self, source: Source, budget: int = 32 * 2**20) -> None:
-        super().__init__(source)
-        self._budget = budget
+    def prepare(self, contract: Contract) -> None:
+        self._sink.prepare(contract)
 
-    def read(self, after: Position | None, *, follow: bool) -> Iterator[Batch]:
-        ahead = _Ahead(self._budget)
-        thread = threading.Thread(
-            target=ahead.fill, args=(self.source.read(after, follow=follow),), name=f"{self.name} read", daemon=True
-        )
-        thread.start()
-        try:
-            yield from ahead.batches()
-        finally:
-            ahead.abandon()
-            self.source.stop()
-            thread.join()
+    def cursor(self, stream: str) -> Cursor | None:
+        return self._sink.cursor(stream)
 
+    def write(self, events: Events) -> None:
+        self._sink.write(events)
+        self._seen(len(events))
 
-class _Ahead:
-    """A queue with a byte budget; at least one batch always fits."""
+    def move(self, stream: str, cursor: Cursor | None) -> None:
+        self._sink.move(stream, cursor)
 
-    def __init__(self, budget: int) -> None:
-        self._budget = budget
-        self._queue: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
-        self._room = threading.Condition()
-        self._held = 0
-        self._abandoned = False
+    def clear(self, stream: str) -> None:
+        self._sink.clear(stream)
 
-    def fill(self, source: Iterator[Batch]) -> None:
-        """Ends with None, or with the exception that ended the source: it is raised where the batches are taken."""
-        try:
-            for batch in source:
-                if not self._wait_for_room(batch.nbytes):
-                    return
-                self._queue.put(batch)
-            self._queue.put(None)
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that reads
-            self._queue.put(error)
+    def state(self, stream: str) -> SinkState:
+        return self._sink.state(stream)
 
-    def batches(self) -> Iterator[Batch]:
-        while (item := self._queue.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-            with self._room:
-                self._held -= item.nbytes
-                self._room.notify()
-
-    def abandon(self) -> None:
-        with self._room:
-            self._abandoned = True
-            self._room.notify()
-
-    def _wait_for_room(self, nbytes: int) -> bool:
-        with self._room:
-            self._room.wait_for(lambda: self._abandoned or self._held == 0 or self._held + nbytes <= self._budget)
-            self._held += nbytes
-            return not self._abandoned
+    def close(self) -> None:
+        self._sink.close()
 
 
 class Faulty(_SourceWrapper):

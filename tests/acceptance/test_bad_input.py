@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from headwater.check import check, look
 from headwater.cli.app import app
 from headwater.errors import (
     AppenderBusy,
@@ -23,6 +24,7 @@ from headwater.errors import (
     ConfigError,
     ContractError,
     HeadwaterError,
+    MappingError,
     PromiseError,
     SourceError,
 )
@@ -368,16 +370,30 @@ def test_two_rows_with_one_stream_key(project: Project, pattern: str) -> None:
     project.config["streams"]["shop.item"] = stream(pattern=pattern, fields={"item_id": "size"})
     project.contracts["shop.item"]["fields"].pop("size")
     project.sql("INSERT INTO item VALUES (1, 'one', 7, 1), (2, 'two', 7, 2), (3, 'three', 30, 3);")
-    said = " ".join(project.try_run().values())
+    said = " ".join(project.tried())
     with project.assembly() as assembly:
-        said += assembly.bus.streams()["shop.item"].paused or ""
-        if "shop.item" in assembly.bus.streams() and assembly.bus.streams()["shop.item"].paused:
+        rules = {problem.rule for problem in check(assembly.config, assembly.contracts, survey=look(assembly.config))}
+        assert "KEY_NOT_UNIQUE" in rules
+        if (paused := assembly.bus.streams()["shop.item"].paused) is not None:
+            said += paused
             assembly.bus.resume("shop.item")
     assert "shop.item" in said
     assert '{"item_id":7}' in said
     project.config["streams"]["shop.item"] = stream(pattern=pattern)
     project.contracts["shop.item"] = contract("shop.item", 2)
     is_well(project)
+
+
+def test_a_second_row_of_one_stream_key_that_comes_later_is_found_by_verify(project: Project) -> None:
+    """No batch shows both rows: the later change wins, and the comparison with the source says which key."""
+    project.config["streams"]["shop.item"] = stream(fields={"item_id": "size"})
+    project.contracts["shop.item"]["fields"].pop("size")
+    project.run("INSERT INTO item VALUES (1, 'one', 7, 1);")
+    project.run("INSERT INTO item VALUES (2, 'two', 7, 2);")
+    assert project.rows("item_id, name") == {(7, "two")}
+    with pytest.raises(MappingError) as found:
+        project.require_equal()
+    assert 'the key {"item_id":7} is that of 2 rows of `item`' in found.value.message
 
 
 # promises

@@ -227,10 +227,111 @@ def test_a_backup_is_restored_as_a_new_incarnation(shop: Path) -> None:
     assert len(tailed("--from", "0")) == 3
 
 
+def test_f83_a_sink_that_was_not_beyond_the_backup_is_compared_as_before(shop: Path) -> None:
+    command("run", "--once")
+    command("backup", "copy.bus")
+    command("restore", "copy.bus", "--yes")
+    assert [(entry["against"], entry["equal"], entry["rows_target"]) for entry in report("verify")] == [
+        ("source shop/trigger", True, 3),
+        ("sink service", True, 3),
+        ("sink warehouse", True, 3),
+    ]
+
+
+def test_f83_a_sink_beyond_the_backup_is_said_to_be_by_run_verify_and_status(shop: Path) -> None:
+    command("run", "--once")
+    command("backup", "copy.bus")
+    write("DELETE FROM orders WHERE id = 2")
+    command("run", "--once")
+    command("restore", "copy.bus", "--yes")
+    assert subprocess.run([COMMAND, "run", "--once"], capture_output=True).returncode == 1
+    found = {entry["against"]: entry for entry in report("verify", status=1)}
+    assert (found["source shop/trigger"]["equal"], found["sink service"]["comparable"]) == (True, False)
+    assert "restored from a backup" in found["sink service"]["reason"]
+    errors = [sink["error"] for sink in report("status", status=1)["sinks"]]
+    assert ["restored from a backup" in error and error.startswith("in its last run") for error in errors] == [True] * 2
+    command("sink", "rebuild", "service", "--yes")
+    command("sink", "rebuild", "warehouse", "--yes")
+    command("run", "--once")
+    command("status")
+    assert in_sink() == [(1, "open"), (3, "open")]
+
+
+@pytest.mark.parametrize("bad", ["nowhere.bus", "headwater.yaml"])
+def test_a_backup_that_is_no_good_does_not_cost_the_bus_that_is_there(shop: Path, bad: str) -> None:
+    command("run", "--once")
+    with pytest.raises(HeadwaterError, match=bad):
+        command("restore", bad, "--yes")
+    assert [event["fields"]["order_id"] for event in tailed("--from", "0")] == [1, 2, 3]
+    assert sorted(path.name for path in shop.glob("data*")) == ["data"]
+
+
+def test_times_and_sums_come_out_of_sql(shop: Path) -> None:
+    command("run", "--once")
+    (row,) = report("sql", "select sum(order_id) as n, timestamptz '2026-03-01 12:00:00+00' as t from shop.order")
+    assert row == {"n": 6, "t": "2026-03-01T12:00:00+00:00"}
+    assert report("sql", "select 1 as a, 2 as b", "--limit", "1") == [{"a": 1, "b": 2}]
+    assert "... and more" in command("sql", "from shop.order", "--limit", "2")
+    for nothing in ("", " ; ", "/* a remark */"):
+        with pytest.raises(ConfigError, match="there is no query"):
+            command("sql", nothing)
+
+
+def test_a_stream_that_nobody_knows_has_no_quarantine(shop: Path) -> None:
+    command("run", "--once")
+    for words in (["list", "shop.ordr"], ["replay", "shop.ordr"]):
+        with pytest.raises(ConfigError, match="did you mean `shop.order`"):
+            command("quarantine", *words)
+
+
+def test_verify_tells_rows_that_the_contract_refuses_apart(shop: Path) -> None:
+    write("INSERT INTO orders VALUES (4, 1, 'lost')", "INSERT INTO orders VALUES (5, 'much', 'open')")
+    command("run", "--once")
+    waiting = report("verify", "shop.order")[0]
+    assert (waiting["equal"], waiting["quarantined"]["count"], waiting["refused"]["count"]) == (True, 2, 0)
+    (number,) = [row["number"] for row in report("quarantine", "list", status=1) if row["field"] == "state"]
+    command("quarantine", "drop", str(number), "--yes")
+    dropped = report("verify", "shop.order")[0]
+    assert [example["key"] for example in dropped["refused"]["examples"]] == [{"order_id": 4}]
+    assert [example["key"] for example in dropped["quarantined"]["examples"]] == [{"order_id": 5}]
+    assert "1 in quarantine, 1 refused by the contract" in command("verify", "shop.order")
+
+
+def test_one_stream_that_cannot_be_mapped_does_not_hide_the_others(shop: Path) -> None:
+    command("run", "--once")
+    command("migrate", "shop", "ALTER TABLE orders DROP COLUMN total")
+    (stream,) = report("status", status=1)["streams"]
+    assert (stream["events"], stream["guarantee"]) == (3, None)
+    assert "field `total`: the table has no column of that name" in stream["error"]
+    found = {entry["against"]: entry for entry in report("verify", status=1)}
+    assert "has no column" in found["its source"]["reason"]
+    assert [found[f"sink {name}"]["equal"] for name in ("service", "warehouse")] == [True, True]
+
+
+def test_a_database_that_is_away_does_not_keep_status_from_telling_the_rest(shop: Path) -> None:
+    command("run", "--once")
+    (shop / "shop.db").rename(shop / "elsewhere")
+    found = report("status", status=1)
+    assert "there is no database file" in found["streams"][0]["error"]
+    assert [sink["streams"][0]["cursor"] for sink in found["sinks"]] == [3, 3]
+    assert "there is no database file" in command("status", status=1)
+
+
 def test_a_group_that_nobody_needs_is_released(shop: Path) -> None:
     command("run", "--once")
     assert [group["group"] for group in report("status")["streams"][0]["groups"]] == ["billing"]
     command("bus", "release", "billing", "--yes")
+
+
+def test_a_group_that_reads_nothing_cannot_be_released(shop: Path) -> None:
+    command("run", "--once")
+    with pytest.raises(ConfigError, match="groups are .*billing"):
+        command("bus", "release", "biling", "--yes")
+
+
+def test_destroy_has_nothing_to_remove_of_a_pipeline_that_never_ran(shop: Path) -> None:
+    assert command("destroy", "--yes") == "pipeline shop has left nothing to remove\n"
+    assert not (shop / "data").exists()
 
 
 def test_destroy_asks_first_and_leaves_the_application_as_it_was(shop: Path) -> None:
@@ -297,6 +398,9 @@ def test_contracts_are_listed_compared_and_accepted(shop: Path) -> None:
     command("contract", "accept")
     assert [row["state"] for row in report("contract", "list")] == ["accepted"]
     path = shop / "contracts/shop.order.yaml"
+    path.write_text(path.read_text().replace("decimal(10,2)", "decimal(12,2)"))
+    assert "write `version: 2`" in command("contract", "diff", "shop.order", status=1)
+    path.write_text(path.read_text().replace("decimal(12,2)", "decimal(10,2)"))
     path.write_text(path.read_text().replace("version: 1", "version: 2").replace("decimal(10,2)", "decimal(8,2)"))
     found = report("contract", "diff", "shop.order", status=1)
     assert '+  total: {type: "decimal(8,2)", min: 0}' in found["diff"]
@@ -315,6 +419,8 @@ def test_doctor_says_what_is_possible(shop: Path) -> None:
     assert (ways["trigger"]["possible"], ways["trigger"]["chosen"]) == (True, True)
     assert ways["query by timestamp"]["enable"], "the SQL that would make it possible"
     assert "ALTER TABLE" in command("doctor", "shop")
+    with pytest.raises(ConfigError, match="did you mean `shop`"):
+        command("doctor", "shp")
 
 
 def test_f70_migrate_drops_a_column_beneath_the_triggers(shop: Path) -> None:

@@ -138,7 +138,7 @@ class BusModel(RuleBasedStateMachine):
     def find_order(self, stream: str, commit: int, index: int) -> None:
         order = Order(1, commit, index)
         later = [Order(row["_epoch"], row["_commit"], row["_index"]) > order for row in self.rows[stream]]
-        expected = len(later) - next((n for n, above in enumerate(reversed(later)) if not above), len(later))
+        expected = later.index(True) if True in later else len(later)
         assert self.bus.offset_after(stream, order) == expected
 
     @rule(stream=streams)

@@ -119,6 +119,15 @@ def test_a_contract_that_cannot_be_read_does_not_hide_other_problems(world: Worl
     assert (sink.rule, sink.hint) == ("SINK_MATCHES_NOTHING", "did you mean `learning.enrollment`?")
 
 
+def test_a_url_that_no_adapter_knows(world: World) -> None:
+    world.config["sinks"]["warehouse"]["url"] = "duckdbb:warehouse.duckdb"
+    world.config["bus"] = "kafka://broker"
+    bus, sink = sorted(world.problems(), key=lambda problem: problem.subject)
+    assert (bus.rule, bus.subject, bus.severity) == ("NO_ADAPTER", "bus", "error")
+    assert bus.hint.startswith("known are embedded")
+    assert (sink.rule, sink.subject, sink.hint) == ("NO_ADAPTER", "warehouse", "did you mean `duckdb`?")
+
+
 def test_not_accepted(world: World) -> None:
     world.accept = False
     assert world.found() == [("warning", "NOT_ACCEPTED", STREAM)]
@@ -318,6 +327,24 @@ def test_a_function_is_not_looked_into(world: World) -> None:
     world.stream["fields"] = {}
     world.stream["function"] = "module:callable"
     assert world.found() == []
+
+
+@pytest.mark.parametrize(
+    ("sql", "more", "found"),
+    [
+        ("", {}, ["KEY_NOT_UNIQUE"]),
+        ("CREATE UNIQUE INDEX one ON enrollment (email)", {}, []),
+        ("CREATE UNIQUE INDEX two ON enrollment (email, price)", {}, ["KEY_NOT_UNIQUE"]),
+        ("", {"key": ["email"]}, []),
+    ],
+)
+def test_a_key_that_nothing_makes_unique(world: World, sql: str, more: dict[str, Any], found: list[str]) -> None:
+    with closing(sqlite3.connect(world.root / "lms.db")) as connection:
+        connection.execute(sql)
+    world.stream["fields"]["enrollment_id"] = "email"
+    world.contract["fields"]["enrollment_id"] = {"type": "string"}
+    world.stream.update(more)
+    assert [p.rule for p in world.problems() if p.rule in ("KEY_NOT_UNIQUE", "NO_KEY")] == found
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
+import datetime
 import json
 import os
 from pathlib import Path
+
+import pytest
 
 from headwater import figures
 from headwater.figures import Meter, WorkerFigures
@@ -62,3 +65,40 @@ def _unused_pid() -> int:
         os._exit(0)
     os.waitpid(pid, 0)
     return pid
+
+
+def test_figures_that_nobody_writes_any_more_are_not_believed(tmp_path: Path) -> None:
+    """After a crash another process may have the number by now: in a container it is nearly always the same."""
+    figures.write(meter().snapshot(), tmp_path)
+    path = tmp_path / figures.FILE
+    old = {**json.loads(path.read_text()), "time": "2026-01-01T00:00:00+00:00"}
+    path.write_text(json.dumps(old))
+    assert figures.read(tmp_path) is None
+
+
+def test_trouble_that_is_no_workers_makes_the_pipeline_unhealthy(tmp_path: Path) -> None:
+    counting = meter()
+    counting.trouble = "housekeeping of the bus: no space left on device"
+    figures.write(counting.snapshot(), tmp_path)
+    shown = figures.read(tmp_path)
+    assert shown is not None
+    assert (shown.healthy, shown.trouble) == (False, counting.trouble)
+
+
+def test_rows_that_move_leave_what_is_wrong_with_a_stream_as_it_is() -> None:
+    counting = meter()
+    counting.enter("copy", "running", "stream a.b: it cannot be delivered")
+    since = counting.snapshot().workers["copy"].since
+    counting.count("copy", 1, error="stream a.b: it cannot be delivered")
+    worker = counting.snapshot().workers["copy"]
+    assert (worker.error, worker.since) == ("stream a.b: it cannot be delivered", since)
+
+
+def test_a_clock_that_is_put_back_makes_no_rate_negative(monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = meter()
+    moments = iter(range(100, 0, -1))
+    start = datetime.datetime.now(datetime.UTC)
+    monkeypatch.setattr("headwater.figures.utc_now", lambda: start + datetime.timedelta(hours=next(moments)))
+    counting.snapshot()
+    counting.count("copy", 10)
+    assert counting.snapshot().workers["copy"].rows_per_second > 0

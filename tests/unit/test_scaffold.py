@@ -373,7 +373,7 @@ def test_singular(plural: str, expected: str) -> None:
         ("Course Overview", "course_overview"),
         ('we"ird', "we_ird"),
         ("2fa", "n_2fa"),
-        ("état", "tat"),
+        ("état", "etat"),
         ("日本", "unnamed"),
     ],
 )

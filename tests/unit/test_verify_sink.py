@@ -67,6 +67,13 @@ LIFE = [
     {"op": "u", "at": (1, 3, 0), "id": 1, "name": "uno"},
     {"op": "d", "at": (1, 4, 0), "id": 2},
 ]
+STATES = {
+    1: [{"id": 1, "name": "one"}],
+    2: [{"id": 1, "name": "one"}, {"id": 2, "name": "two"}],
+    3: [{"id": 1, "name": "uno"}, {"id": 2, "name": "two"}],
+    4: [{"id": 1, "name": "uno"}],
+}
+"""What `LIFE` amounts to before an offset."""
 
 
 @pytest.mark.parametrize(
@@ -201,12 +208,40 @@ def test_f83_a_cursor_of_another_incarnation_or_ahead_of_the_stream_cannot_be_co
     shelf.at = Cursor("another", (1,))
     found = verify_sink(bus, "shop.item", ITEM, shelf)
     assert not found.comparable
-    assert "incarnation another" in found.reason
-    with pytest.raises(VerifyError, match="incarnation another"):
+    assert "another incarnation, another" in found.reason
+    with pytest.raises(VerifyError, match="another incarnation, another"):
         found.require_equal()
     ahead = compare(bus, [], at=9)
-    assert (ahead.equal, "offset 9, but the stream ends at 4" in ahead.reason) == (False, True)
+    assert (ahead.equal, "9 is ahead of the stream, at 4" in ahead.reason) == (False, True)
     assert verify_sink(bus, "shop.none", ITEM, shelf).reason == "the stream is not on the bus"
+
+
+def test_events_that_one_comparison_has_read_are_not_read_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = bus_with(events(LIFE[:3]))
+    asked: list[int | None] = []
+    read = bus.read
+
+    def noted(stream: str, *, after: Cursor | None, **how: Any) -> Iterator[Events]:
+        if "limit" not in how:  # that is how a cursor is tried
+            asked.append(after.offset if after is not None else None)
+        return read(stream, after=after, **how)
+
+    monkeypatch.setattr(bus, "read", noted)
+    shelf = Shelf(ITEM)
+    incarnation = bus.streams()["shop.item"].incarnation
+    found = []
+    with Workspace(keep=True) as workspace:
+        for offset in (2, 3, 4, 1):
+            if offset == 4:
+                append(bus, events(LIFE[3:]), position=(1, 2))
+            shelf.at = Cursor(incarnation, (offset,))
+            shelf.rows = STATES[offset]
+            found.append(verify_sink(bus, "shop.item", ITEM, shelf, workspace=workspace))
+            shelf.rows = []
+            found.append(verify_sink(bus, "shop.item", ITEM, shelf, workspace=workspace))
+    assert [comparison.equal for comparison in found[::2]] == [True] * 4
+    assert [len(comparison.missing) for comparison in found[1::2]] == [2, 2, 1, 1]
+    assert asked == [None, 3, 3, 3, 3, 4, 4, 4]
 
 
 def test_a_sink_that_keeps_no_cursor_is_compared_at_that_of_its_group() -> None:

@@ -166,11 +166,12 @@ class MemoryBus:
                 found.released.add(group)
 
     def offset_after(self, stream: str, order: Order) -> int:
-        for part in reversed(self._find(stream).parts):
-            below = np.flatnonzero([place <= order for place in _orders(part.events)])
-            if len(below):
-                return part.base + int(below[-1]) + 1
-        return 0
+        found = self._find(stream)
+        for part in found.parts:
+            above = np.flatnonzero([place > order for place in _orders(part.events)])
+            if len(above):
+                return part.base + int(above[0])
+        return found.head
 
     def offset_at(self, stream: str, time: datetime.datetime) -> int:
         found = self._find(stream)
@@ -191,6 +192,7 @@ class MemoryBus:
         with self._changed:
             found = self._find(stream)
             found.resuming = found.paused is not None
+            self._flow_again()
             self._flow_again()
 
     def parked(self, stream: str) -> Iterator[tuple[int, Changes]]:

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from headwater import plugins
 from headwater.check.problems import RULES, Problem, Severity, broken, in_configuration, in_contract, rendered
 from headwater.check.streams import StreamCheck
 from headwater.check.survey import Survey, look
-from headwater.config import FILE, Config
+from headwater.config import FILE, Config, scheme_of
 from headwater.contracts import vocabulary
 from headwater.contracts.document import Document, parse_document
 from headwater.contracts.findings import Site
@@ -63,7 +64,22 @@ class _Checker:
             if name in contracts:
                 contract = contracts[name].contract
                 yield from StreamCheck(name, stream, contract, self.survey, self.document).problems()
+        yield from self._adapters()
         yield from self._sinks()
+
+    def _adapters(self) -> Iterator[Problem]:
+        """A sink or bus that nothing can open. An extra that is not installed here is no fault of the file."""
+        wanted = {name: (("sinks", name), "sinks", sink.scheme) for name, sink in self.config.sinks.items()}
+        for name, (place, kind, scheme) in {
+            "bus": (("bus",), "buses", scheme_of(self.config.bus.url)),
+            **wanted,
+        }.items():
+            if scheme not in plugins.known(kind):
+                near = nearest(scheme, plugins.known(kind))
+                hint = f"did you mean `{near}`?" if near else f"known are {', '.join(plugins.known(kind))}"
+                yield in_configuration(
+                    self.document, "NO_ADAPTER", place, name, f"there is no adapter for `{scheme}:`", hint
+                )
 
     def _written(self, name: str) -> Written:
         """The contract as it is being worked on, else the newest accepted version."""

@@ -12,6 +12,7 @@ from headwater.config import StreamConfig, TypeMapping
 from headwater.contracts import naming
 from headwater.contracts.document import Document
 from headwater.contracts.model import Contract, FieldSpec
+from headwater.dialects import Table
 from headwater.errors import HeadwaterError, MappingError, SourceError
 from headwater.guarantees import RETENTION_HINT, broken_promises, broken_retention
 from headwater.mapping.expressions import Expression, parse
@@ -68,6 +69,21 @@ class StreamCheck:
             message = f"table {table.id} has no primary key, and a fact has to be identified"
             hint = "write `key:` with the columns that identify a row"
             yield self._problem("NO_KEY", ("table",), self.name, message, hint)
+        elif table is not None and not self._key_is_unique(table):
+            message = (
+                f"nothing makes `{', '.join(self.contract.key)}` unique: table {table.id} may have several rows of it"
+            )
+            hint = "two rows of one key overwrite each other; key the stream by a primary key or unique columns"
+            yield self._problem("KEY_NOT_UNIQUE", ("fields",), self.name, message, hint)
+
+    def _key_is_unique(self, table: Table) -> bool:
+        """Whether the stream's key shows all columns of one that the database, or the configuration, says is unique."""
+        if self.contract.kind != "fact" or self.stream.function is not None:
+            return True
+        shown = {self.stream.fields.get(name, name) for name in self.contract.key}
+        if any(text.isidentifier() and text not in (self.columns or ()) for text in shown):
+            return True  # that it is no column is said elsewhere
+        return any(set(key) <= shown for key in (table.key, self.stream.key, *table.unique) if key)
 
     def _types(self) -> Iterator[Problem]:
         mapped, promised = set(self.stream.types), set(self.contract.types)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from headwater.cli.output import DIFFERS, FILE, File, Json, Yes, ask, assembled, print_json, stream_names
+from headwater.cli.tail import known_stream
 
 if TYPE_CHECKING:
     from headwater.assembly import Assembly
@@ -35,10 +37,22 @@ def release(
       headwater bus release billing --stream learning.enrollment
     """
     with assembled(config) as assembly:
+        _must_read(assembly, group, stream)
         where = f"stream {stream}" if stream else "every stream"
         ask(f"forget group {group} in {where}?", yes=yes)
         assembly.bus.release(group, stream)
     print(f"group {group} is released")
+
+
+def _must_read(assembly: Assembly, group: str, stream: str | None) -> None:
+    from headwater.errors import ConfigError
+
+    if stream is not None:
+        known_stream(assembly, stream)
+    groups = {name for one in ([stream] if stream else assembly.bus.streams()) for name in assembly.bus.groups(one)}
+    if group not in groups:
+        where = f"stream {stream}" if stream else "any stream"
+        raise ConfigError(f"no group `{group}` reads {where}", hint=f"groups are {', '.join(sorted(groups)) or 'none'}")
 
 
 @app.command()
@@ -98,18 +112,31 @@ def restore(
 
     loaded = load(config)
     directory = bus_directory(loaded.bus, str(loaded.directory))
-    if (directory / "bus.db").exists():
+    if not (directory / "bus.db").exists():
+        restored(source, directory)
+    else:
         ask(f"put {source} in the place of the bus in {directory}?", yes=yes)
-        print(f"the bus that was there is now {_moved_aside(directory)}")
-    restored(source, directory)
+        made = _beside(directory, "restored")
+        try:
+            restored(source, made)  # first, for a backup that is no good must not cost the bus that is there
+            print(f"the bus that was there is now {_moved_aside(directory)}")
+            made.rename(directory)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
     print(f"restored {directory} from {source}")
+
+
+def _beside(directory: Path, ending: str) -> Path:
+    """A name beside the directory that nothing has yet."""
+    names = (directory.with_name(f"{directory.name}.{ending}{number}") for number in itertools.count(1))
+    return next(path for path in names if not path.exists())
 
 
 def _moved_aside(directory: Path) -> Path:
     """Under the appender's lock, for nothing may be writing it; unopened, for it may be damaged."""
     from headwater.buses.embedded.lock import AppenderLock
 
-    aside = next(p for n in itertools.count(1) if not (p := directory.with_name(f"{directory.name}.old{n}")).exists())
+    aside = _beside(directory, "old")
     held = AppenderLock(directory)
     try:
         return directory.rename(aside)

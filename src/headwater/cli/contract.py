@@ -80,15 +80,22 @@ def diff(stream: Stream, config: File = FILE, as_json: Json = False) -> None:
     store = _store(config)
     findings = store.judge(stream)
     newest = store.newest(stream)
+    working = store.working(stream)
+    immutable = (
+        f"{stream}: version {newest.version} is accepted and never changes: write `version: {newest.version + 1}`"
+        if newest is not None and working.version == newest.version and working != newest
+        else ""
+    )
     old = "" if newest is None else (store.published(stream) / f"v{newest.version}.yaml").read_text(encoding="utf-8")
     new = store.path(stream).read_text(encoding="utf-8")
     before = f"v{newest.version}" if newest else "nothing accepted"
     lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), before, "working copy", lineterm=""))
     if as_json:
-        print_json({"stream": stream, "diff": lines, "findings": findings})
+        print_json({"stream": stream, "diff": lines, "findings": findings, "immutable": immutable})
     else:
-        print("\n".join([*lines, *map(str, findings)]) or f"{stream}: the working copy is what was accepted")
-    raise typer.Exit(DIFFERS if findings else 0)
+        said = [*lines, *map(str, findings), *[immutable] * bool(immutable)]
+        print("\n".join(said) or f"{stream}: the working copy is what was accepted")
+    raise typer.Exit(DIFFERS if findings or immutable else 0)
 
 
 @app.command()

@@ -93,7 +93,12 @@ def _stream(demo: Demo, assembly: Assembly) -> dict[str, int] | None:
     """What the application did; None when somebody stopped the demo."""
     with _application(demo) as application:
         with screen() as show:
-            supervise(assembly, show, follow=True, until=lambda lag: application.poll() is not None and lag == 0)
+            supervise(
+                assembly,
+                show,
+                follow=True,
+                until=lambda lag: application.poll() is not None and lag == 0 and _loaded(assembly),
+            )
         if application.poll() is None:
             return None
         output, _ = application.communicate()
@@ -102,6 +107,12 @@ def _stream(demo: Demo, assembly: Assembly) -> dict[str, int] | None:
     supervise(assembly, lambda _: None, follow=False)  # what the last look had not shown yet
     acts: dict[str, int] = json.loads(output)
     return acts
+
+
+def _loaded(assembly: Assembly) -> bool:
+    """Whether every stream has the rows that were there before it: until then no lag means little."""
+    bus = assembly.bus
+    return all(any(placed.note.kind == "loaded" for placed in bus.notes(name)) for name in assembly.config.streams)
 
 
 @contextmanager
@@ -159,7 +170,9 @@ def _command(directory: Path) -> str:
     """How this very command is called there: by its name alone only where the shell finds it."""
     here = Path(sys.executable).with_name("headwater")
     found = shutil.which("headwater")
-    return "headwater" if found is not None and Path(found) == here else os.path.relpath(here, directory)
+    if found is not None and Path(found) == here:
+        return "headwater"
+    return min(os.path.relpath(here, directory), str(here), key=len)
 
 
 @contextmanager

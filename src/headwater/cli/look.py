@@ -25,6 +25,7 @@ from headwater.cli.output import (
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow as pa
 
     from headwater.doctor import TableReport
     from headwater.status import SinkStatus, StatusReport, StreamStatus
@@ -57,6 +58,8 @@ def _print_status(report: StatusReport) -> None:
         f"running as process {report.pid} since {report.started:%Y-%m-%d %H:%M:%S}" if report.running else "not running"
     )
     print(f"{report.pipeline}: {running}\n")
+    if report.trouble:
+        print(f"{report.trouble}\n")
     heads = (
         "stream",
         "state",
@@ -69,14 +72,24 @@ def _print_status(report: StatusReport) -> None:
         "changes",
         "deletes",
     )
-    print_table(heads, (_stream_row(stream) for stream in report.streams))
+    streams = [_stream_row(stream) for stream in report.streams]
+    if _width() >= _WIDE:
+        print_table(heads, streams)
+    else:
+        print_table(heads[:7], [row[:7] for row in streams])
+        print()
+        print_table((heads[0], *heads[7:]), [(row[0], *row[7:]) for row in streams])
     print()
     rows = [_sink_row(sink, place) for sink in report.sinks for place in range(len(sink.streams))]
     print_table(("sink", "state", "stream", "cursor", "lag", "oldest waits", "delivery"), rows)
     for names, texts in _remarks(report).items():
-        print(f"\n{', '.join(names)}")
+        print("\n" + textwrap.fill(_called(names, report), _width(), subsequent_indent="  "))
         for text in texts:
             print(textwrap.fill(text, _width(), initial_indent="  ", subsequent_indent="    "))
+
+
+_WIDE = 116
+"""Columns of a terminal on which all that is said of a stream fits into one line."""
 
 
 def _remarks(report: StatusReport) -> dict[tuple[str, ...], list[str]]:
@@ -92,6 +105,11 @@ def _remarks(report: StatusReport) -> dict[tuple[str, ...], list[str]]:
     for text, names in said.items():
         grouped.setdefault(tuple(names), []).append(text)
     return grouped
+
+
+def _called(names: tuple[str, ...], report: StatusReport) -> str:
+    every = len(names) > 1 and names == tuple(stream.stream for stream in report.streams)
+    return "every stream" if every else ", ".join(names)
 
 
 def _width() -> int:
@@ -133,7 +151,7 @@ def _stream_remarks(stream: StreamStatus) -> Iterator[str]:
         rows = count(stream.quarantine.rows, "change")
         yield f"{rows} in quarantine, of keys {keys}; see `headwater quarantine list {stream.stream}`"
     for note in stream.notes:
-        if note.kind != "load":
+        if note.kind != "loaded":
             yield f"{note.time:%Y-%m-%d %H:%M:%S} {note.kind}: {note.text}"
     for group in stream.groups:
         if group.idle:
@@ -145,7 +163,7 @@ def sql(
     query: Annotated[str, typer.Argument(metavar='"select ..."', show_default=False)],
     config: File = FILE,
     as_json: Json = False,
-    limit: Annotated[int, typer.Option(help="Rows to print at the most; 0 prints all.")] = 1000,
+    limit: Annotated[int, typer.Option(min=0, help="Rows to print at the most; 0 prints all.")] = 1000,
 ) -> None:
     """Ask the bus in SQL.
 
@@ -172,16 +190,36 @@ def sql(
 
 
 def _asked(connection: duckdb.DuckDBPyConnection, query: str, limit: int) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Heads and rows; one more than `limit`, where there are more. By way of Arrow, for DuckDB's own way from times
+    with a zone to Python takes another package.
+    """
     import duckdb
 
     from headwater.errors import ConfigError
 
+    rows: list[tuple[Any, ...]] = []
     try:
-        asked = connection.execute(query)
-        heads = [str(column[0]) for column in asked.description or ()]
-        return heads, asked.fetchmany(limit + 1) if limit else asked.fetchall()
+        if not connection.extract_statements(query):
+            raise ConfigError("there is no query", hint='give one, as `headwater sql "select 1"`')
+        asked = connection.sql(query)
+        if asked is None:  # a statement without an answer
+            return [], []
+        for batch in asked.to_arrow_reader(min(limit + 1, 10_000) if limit else 10_000):
+            rows += zip(*map(_python, batch.columns), strict=True)
+            if limit and len(rows) > limit:
+                break
     except duckdb.Error as error:
         raise ConfigError(f"the query cannot be answered: {error}") from error
+    return list(asked.columns), rows[: limit + 1 if limit else None]
+
+
+def _python(column: pa.Array) -> list[Any]:
+    """DuckDB's HUGEINT, which sums of integers are, travels as a decimal without a scale."""
+    import pyarrow as pa
+
+    if column.type == pa.decimal128(38, 0):
+        return [None if value is None else int(value) for value in column.to_pylist()]
+    return list(column.to_pylist())
 
 
 def doctor(

@@ -104,15 +104,35 @@ def print_json(value: Any, *, indent: int | None = 2) -> None:
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Aligned columns; on a terminal, wide ones are cut to fit."""
+    """Aligned columns; on a terminal, wide ones are cut to fit, and where that would leave too little of them, each row
+    is a block of lines.
+    """
+    if not heads:
+        return
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     if sys.stdout.isatty():
-        widths = _fitted(widths, os.get_terminal_size().columns - 2 * (len(widths) - 1))
+        room = os.get_terminal_size().columns - 2 * (len(widths) - 1)
+        if cells and sum(min(width, _READABLE) for width in widths) > room:
+            _print_blocks(heads, cells)
+            return
+        widths = _fitted(widths, room)
     numeric = [_is_numeric(column) for column in zip(*cells, strict=True)] or [False] * len(widths)
     for line in (list(heads), *cells):
         padded = (_padded(text, width, right) for text, width, right in zip(line, widths, numeric, strict=True))
         print("  ".join(padded).rstrip())
+
+
+_READABLE = 12
+"""Characters of a column that say something still."""
+
+
+def _print_blocks(heads: Sequence[str], cells: Iterable[Sequence[str]]) -> None:
+    wide = max(map(len, heads))
+    for number, row in enumerate(cells):
+        print("\n" * bool(number), end="")
+        for head, text in zip(heads, row, strict=True):
+            print(f"{head.ljust(wide)}  {text}")
 
 
 def _cell(value: Any) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from headwater.cli.output import count, plain
+from headwater.errors import HeadwaterError
 
 if TYPE_CHECKING:
     from headwater.assembly import Assembly
+    from headwater.verify import Workspace
     from headwater.verify.comparison import Comparison, KeyDifference
 
 SHOWN = 5
@@ -20,6 +23,7 @@ WORDS = {
     "extra": "too many",
     "repeated": "there more than once",
     "quarantined": "in quarantine",
+    "refused": "refused by the contract",
     "older_mapping": "written under an older mapping",
     "unsettled": "changed meanwhile",
     "unseen_deletes": "deleted unseen",
@@ -31,15 +35,28 @@ PATIENCE = 60.0
 
 
 def comparisons(assembly: Assembly, what: str | None = None) -> Iterator[Comparison]:
-    """Each stream against its source and in each of its sinks; `what`: one stream or one sink alone."""
+    """Each stream against its source, then in each of its sinks; `what`: one stream or one sink alone."""
+    from headwater.verify import Workspace
+
     _must_be_known(assembly, what)
-    for stream in assembly.config.streams:
-        if what in (None, stream):
-            yield _with_source(assembly, stream)
-    for sink in assembly.config.sinks:
-        for stream in assembly.streams_of(sink):
-            if what in (None, stream, sink):
-                yield _with_sink(assembly, stream, sink)
+    streams = {sink: assembly.streams_of(sink) for sink in assembly.config.sinks}
+    with Workspace(keep=True) as workspace:
+        for stream in assembly.config.streams:
+            if what in (None, stream):
+                yield _tried(stream, "its source", partial(_with_source, assembly, stream, workspace))
+            for sink in assembly.config.sinks:
+                if stream in streams[sink] and what in (None, stream, sink):
+                    yield _tried(stream, f"sink {sink}", partial(_with_sink, assembly, stream, sink, workspace))
+
+
+def _tried(stream: str, against: str, compare: Callable[[], Comparison]) -> Comparison:
+    """One that cannot be made does not keep the others from being made."""
+    from headwater.verify.comparison import incomparable
+
+    try:
+        return compare()
+    except HeadwaterError as error:
+        return incomparable(stream, against, str(error).replace("\n  hint: ", "; "))
 
 
 def _must_be_known(assembly: Assembly, what: str | None) -> None:
@@ -50,7 +67,7 @@ def _must_be_known(assembly: Assembly, what: str | None) -> None:
         raise ConfigError(f"there is no stream or sink `{what}`", hint=f"there are {', '.join(known)}")
 
 
-def _with_source(assembly: Assembly, stream: str) -> Comparison:
+def _with_source(assembly: Assembly, stream: str, workspace: Workspace) -> Comparison:
     from headwater.status import running
     from headwater.verify import Terms, verify_source
 
@@ -58,6 +75,7 @@ def _with_source(assembly: Assembly, stream: str) -> Comparison:
         wait=PATIENCE if running(assembly.home) is not None else 0.0,
         deletes_seen=assembly.guarantee(stream).deletes == "seen",
         progress=lambda text: print(f"  {stream}: {text}", file=sys.stderr),
+        workspace=workspace,
     )
     source = assembly.source(assembly.capture_of(stream))
     try:
@@ -67,14 +85,14 @@ def _with_source(assembly: Assembly, stream: str) -> Comparison:
         source.close()
 
 
-def _with_sink(assembly: Assembly, stream: str, sink: str) -> Comparison:
+def _with_sink(assembly: Assembly, stream: str, sink: str, workspace: Workspace) -> Comparison:
     from headwater.verify import verify_sink
 
     target = assembly.sink(sink)
     try:
         contract = assembly.contract(stream)
         target.prepare(contract)
-        return verify_sink(assembly.bus, stream, contract, target)
+        return verify_sink(assembly.bus, stream, contract, target, workspace=workspace)
     finally:
         target.close()
 

@@ -22,6 +22,7 @@ from headwater.cli.output import (
     print_table,
     stream_names,
 )
+from headwater.cli.tail import known_stream
 
 if TYPE_CHECKING:
     from headwater.protocols import RejectedRow
@@ -33,7 +34,7 @@ app = typer.Typer(
 
 Optional = Annotated[str | None, typer.Argument(metavar="[STREAM]", autocompletion=stream_names, show_default=False)]
 Numbers = Annotated[list[int], typer.Argument(metavar="NUMBER...", show_default=False)]
-Limit = Annotated[int, typer.Option(help="At the most so many.")]
+Limit = Annotated[int, typer.Option(min=1, help="At the most so many.")]
 Only = Annotated[list[int] | None, typer.Option("--number", "-n", help="Only this one; may be given several times.")]
 
 
@@ -49,6 +50,8 @@ def list_(stream: Optional = None, config: File = FILE, limit: Limit = 50, as_js
       headwater quarantine list learning.enrollment --json
     """
     with assembled(config) as assembly:
+        if stream is not None:
+            known_stream(assembly, stream)
         rows = list(assembly.bus.rejected(stream))
     if as_json:
         print_json(rows[:limit])
@@ -113,6 +116,7 @@ def replay(
       headwater quarantine replay learning.enrollment
       headwater quarantine replay learning.enrollment -n 17 -n 18
     """
+    _must_be_captured(config, stream)
     done = _by_the_appender(config, "replay", stream=stream, numbers=number)
     if as_json:
         print_json(done)
@@ -135,6 +139,19 @@ def drop(numbers: Numbers, config: File = FILE, yes: Yes = False) -> None:
     ask(f"drop {count(len(numbers), 'quarantined change')} for good?", yes=yes)
     _by_the_appender(config, "drop", numbers=numbers)
     print(f"dropped {count(len(numbers), 'change')}")
+
+
+def _must_be_captured(config: Path, stream: str) -> None:
+    """A stream that the configuration has dropped has a quarantine still, but nothing that maps its changes."""
+    from headwater.errors import ConfigError
+
+    with assembled(config) as assembly:
+        known_stream(assembly, stream)
+        if stream not in assembly.config.streams:
+            raise ConfigError(
+                f"stream `{stream}` is on the bus, but {config} does not have it, so that nothing can map its changes",
+                hint="`headwater quarantine show` has them in full",
+            )
 
 
 def _by_the_appender(config: Path, what: str, **arguments: Any) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def init(
     written = scaffold(url, directory, tables=table or None, name=name or None)
     for path in written:
         print(f"wrote {os.path.relpath(path)}")
-    print("next: read them, then `headwater check` and `headwater run`")
+    print("next: read them, then `headwater check`, `headwater contract accept` and `headwater run`")
 
 
 def run(
@@ -109,9 +109,9 @@ def _log_to_stderr() -> None:
 
 def demo(
     directory: Annotated[Path, typer.Argument(help="Made afresh for each demo.")] = Path("demo"),
-    seconds: Annotated[float, typer.Option(help="How long the application goes on writing.")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=0, help="How long the application goes on writing.")] = 10.0,
     seed: Annotated[int, typer.Option(help="The same seed makes the same database.")] = 2026,
-    learners: Annotated[int, typer.Option(help="How large the platform is.")] = 20_000,
+    learners: Annotated[int, typer.Option(min=100, help="How large the platform is.")] = 20_000,
 ) -> None:
     """Liberate a made-up database, and prove the result.
 

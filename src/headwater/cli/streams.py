@@ -60,5 +60,5 @@ def destroy(config: File = FILE, yes: Yes = False) -> None:
     loaded = load(config)
     sources = ", ".join(loaded.sources)
     ask(f"remove what pipeline {loaded.name} made in {sources}, and every event on its bus, for good?", yes=yes)
-    for thing in removed(loaded):
-        print(f"removed {thing}")
+    things = removed(loaded)
+    print("\n".join(f"removed {thing}" for thing in things) or f"pipeline {loaded.name} has left nothing to remove")

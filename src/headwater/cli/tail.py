@@ -27,7 +27,9 @@ def tail(
     stream: Stream,
     config: File = FILE,
     from_: From = None,
-    limit: Annotated[int | None, typer.Option("--limit", "-n", help="At the most so many events. 10 at first.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", min=1, help="At the most so many events. 10 at first.")
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 LONGEST = 63
 
 
 def snake(name: str) -> str:
-    """A name as contracts write it: `courseOverview` and `Course-Overview` become `course_overview`."""
+    """A name as contracts write it: `courseOverview` and `Course-Overview` become `course_overview`, `Événement`
+    becomes `evenement`.
+    """
+    name = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
     text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
     text = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "unnamed"
     return cut(text if text[0].isalpha() else f"n_{text}")

@@ -93,6 +93,9 @@ class Dialect(Protocol):
 
     lowest: Any
 
+    def check(self) -> None:
+        """Raise `NotConnected` when the address means another database by now than the one that was opened."""
+
     def tables(self) -> list[TableId]:
         """The application's tables and views; neither the database's own nor Headwater's."""
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from headwater.config import SourceConfig
 from headwater.dialects import STORED, Column, ForeignKey, Query, Table
+from headwater.dialects.sqlite_file import OpenedFile
 from headwater.dialects.sqlite_rows import IntegerTimes, Rows, Times
 from headwater.dialects.sqlite_types import RAW, kind_of, kind_of_declared, kind_of_field
 from headwater.drivers.sqlite import Connection, path_of, quoted
@@ -41,6 +42,7 @@ class SqliteDialect:
         self.times = Times(config.timezone, cast("IntegerTimes | None", config.options.get("integer_times")))
         self._busy_timeout = float(config.options.get("busy_timeout", 5.0))
         self._connection = self.connect()
+        self._file = OpenedFile(self.path)
 
     def connect(self, *, readonly: bool = True, statement_timeout: float | None = None) -> Connection:
         """A further connection to the same file."""
@@ -50,6 +52,9 @@ class SqliteDialect:
 
     def close(self) -> None:
         self._connection.close()
+
+    def check(self) -> None:
+        self._file.check()
 
     # inspection
 
@@ -61,6 +66,10 @@ class SqliteDialect:
         return [TableId("", name) for (name,) in found]
 
     def table(self, table: TableId) -> Table:
+        with self._connection.transaction():  # all of it as it is at one moment, whatever others do to the schema
+            return self._inspected(table)
+
+    def _inspected(self, table: TableId) -> Table:
         name, is_view = self._found(table)
         columns, key = self._columns(name, is_view)
         return Table(

@@ -12,10 +12,11 @@ from typing import Literal, Protocol
 
 from headwater import plugins
 from headwater.config import Config, StreamConfig
+from headwater.contracts.validation import nearest
 from headwater.dialects import Dialect, Table
 from headwater.doctor.choice import cursor_of, row_key
 from headwater.doctor.sights import SIGHTS, Way
-from headwater.errors import HeadwaterError
+from headwater.errors import ConfigError, HeadwaterError
 from headwater.model import TableId
 
 __all__ = ["PatternReport", "Probe", "TableReport", "doctor"]
@@ -87,6 +88,10 @@ _EXAMINATIONS: dict[str, Callable[[Config, str], Examination]] = {"sqlite": _sql
 
 def doctor(config: Config, *, source: str | None = None) -> list[TableReport]:
     """A report for each table of each source (or of one), those that streams use first."""
+    if source is not None and source not in config.sources:
+        near = nearest(source, list(config.sources))
+        hint = f"did you mean `{near}`?" if near else f"sources are {', '.join(config.sources)}"
+        raise ConfigError(f"there is no source `{source}`", hint=hint)
     reports = []
     for name in [source] if source is not None else config.sources:
         reports += list(_source(config, name))

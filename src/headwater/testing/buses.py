@@ -462,7 +462,7 @@ class BusConformance:
         bus = declared(bench)
         for commits in ((10, 20), (40, 30), (50,)):
             bus.append(Mapped([numbered(*commits)]), source=SOURCE, position=position(1))
-        orders = {9: 0, 10: 1, 20: 2, 29: 2, 30: 4, 40: 4, 50: 5, 60: 5}
+        orders = {9: 0, 10: 1, 20: 2, 29: 2, 30: 2, 40: 4, 50: 5, 60: 5}
         assert {commit: bus.offset_after(STREAM, Order(1, commit, 0)) for commit in orders} == orders
         assert bus.offset_after(STREAM, Order(0, 99, 0)) == 0
         assert bus.offset_after(STREAM, Order(2, 0, 0)) == 5

@@ -61,6 +61,8 @@ class Comparison:
     """Rows that one side has more than once."""
     quarantined: Keys = field(default_factory=Keys)
     """Their newest change waits in quarantine, so that they cannot be equal yet."""
+    refused: Keys = field(default_factory=Keys)
+    """Rows of the database that break the contract and do not wait in quarantine, being dropped from it."""
     older_mapping: Keys = field(default_factory=Keys)
     """Written under an older mapping, which `on_mapping_change: forward` lets stand."""
     unsettled: Keys = field(default_factory=Keys)

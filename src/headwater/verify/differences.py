@@ -19,6 +19,8 @@ class Excuses:
 
     waiting: frozenset[str] = frozenset()
     """Keys (canonical JSON) with a row in quarantine."""
+    refused: frozenset[str] = frozenset()
+    """Keys whose row in the database breaks the contract."""
     mapped_from: int = 0
     """The offset from which the mapping of today holds."""
     settled_below: int | None = None
@@ -40,15 +42,19 @@ def find(tables: Tables, comparison: Comparison, *, rows_are_source: bool) -> No
         comparison.rows_source, comparison.rows_target = comparison.rows_target, comparison.rows_source
 
 
-def classify(tables: Tables, comparison: Comparison, excuses: Excuses) -> None:
-    """Count what was found under its class, the first of each in full."""
+def classify(tables: Tables, comparison: Comparison, excuses: Excuses) -> set[str]:
+    """Count what was found under its class, the first of each in full; returns the refused keys among it."""
+    met: set[str] = set()
     if not tables.count("found"):
-        return
+        return met
     for batch in tables.batches(_with_last_offset(tables)):
         kinds = _classes(tables, batch, excuses)
         for name in pc.unique(kinds).to_pylist():
             rows = batch.filter(pc.equal(kinds, name))
             _collect(getattr(comparison, name), rows, tables.identity)
+        if excuses.refused:
+            met |= excuses.refused.intersection(canonical_keys(batch, tables.contract.key).to_pylist())
+    return met
 
 
 def _rows(tables: Tables, part: str, comparison: Comparison) -> str:
@@ -82,7 +88,7 @@ def _with_last_offset(tables: Tables) -> str:
     identity = ", ".join(map(quoted, tables.identity))
     return (
         f"SELECT found.*, coalesce(_last, -1)::BIGINT AS _last FROM found LEFT JOIN"
-        f" (SELECT {identity}, max(_offset) AS _last FROM {tables.counted} SEMI JOIN found USING ({identity})"
+        f" (SELECT {identity}, max(_offset) AS _last FROM {tables.known} SEMI JOIN found USING ({identity})"
         f" GROUP BY {identity}) USING ({identity}) ORDER BY {identity}"
     )
 
@@ -102,10 +108,11 @@ def _classes(tables: Tables, found: pa.RecordBatch, excuses: Excuses) -> pa.Arra
     if excuses.settled_below is not None:
         names.append("unsettled")
         conditions.append(pc.greater_equal(last, excuses.settled_below))
-    if excuses.waiting:
-        keys = canonical_keys(found, tables.contract.key)
-        names.append("quarantined")
-        conditions.append(pc.is_in(keys, pa.array(sorted(excuses.waiting), pa.string())))
+    for name, known in (("quarantined", excuses.waiting), ("refused", excuses.refused)):
+        if known:
+            names.append(name)
+            keys = canonical_keys(found, tables.contract.key)
+            conditions.append(pc.is_in(keys, pa.array(sorted(known), pa.string())))
     if excuses.mapped_from:
         names.append("older_mapping")
         conditions.append(pc.less(last, excuses.mapped_from))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from itertools import chain
 from typing import Literal
@@ -10,11 +9,12 @@ from typing import Literal
 import pyarrow as pa
 
 from headwater.contracts.model import Contract
-from headwater.model import Cursor, Events
+from headwater.errors import CursorMismatch
+from headwater.model import Cursor
 from headwater.protocols import Bus, Sink, StreamState
 from headwater.verify.comparison import Comparison, incomparable
 from headwater.verify.differences import Excuses, classify, find
-from headwater.verify.tables import Tables, Workspace
+from headwater.verify.tables import Workspace
 
 
 def verify_sink(
@@ -40,18 +40,18 @@ def verify_sink(
     rows = iter(state.rows)
     first = next(rows, None)
     cursor = state.cursor or bus.cursor(sink.name, stream)
-    if reason := _why_not(known, cursor, contract):
+    if reason := _why_not(known, contract) or _not_of(bus, stream, cursor):
         _close(rows)
         return incomparable(stream, against, reason)
     history = mode == "history" if mode is not None else _is_history(contract, first)
     below = cursor.offset if cursor is not None else known.first
-    with Tables(contract, workspace or Workspace(), history=history) as tables:
+    with (workspace or Workspace()).tables(contract, history=history) as tables:
         tables.load_rows(chain([first] if first is not None else [], rows))
-        compacted = contract.retention.compacted
-        tables.load_events(_until(bus, stream, None if compacted else below))
+        tables.read(bus, stream)
         tables.below = below
         comparison = Comparison(stream, against, at=f"offset {below}")
         find(tables, comparison, rows_are_source=False)
+        compacted = contract.retention.compacted
         classify(tables, comparison, Excuses(settled_below=below if compacted else None))
     return _without_compacted(comparison) if compacted and history else comparison
 
@@ -60,37 +60,23 @@ def _is_history(contract: Contract, first: pa.RecordBatch | None) -> bool:
     return not contract.key or bool(contract.types) or (first is not None and "_op" in first.schema.names)
 
 
-def _why_not(known: StreamState, cursor: Cursor | None, contract: Contract) -> str:
-    if cursor is not None and cursor.incarnation != known.incarnation:
-        return (
-            f"its cursor is of incarnation {cursor.incarnation}, but the stream was made again as {known.incarnation}; "
-            "`headwater sink rebuild` begins the sink anew"
-        )
-    if cursor is not None and cursor.offset > known.head:
-        return (
-            f"its cursor stands at offset {cursor.offset}, but the stream ends at {known.head}: the bus was restored "
-            "from an older backup, or is another one"
-        )
-    if not known.complete:
-        return (
-            f"the stream is kept from offset {known.first} on only (retention of {contract.stream}), "
-            "so that its fold is not the whole state"
-        )
+def _why_not(known: StreamState, contract: Contract) -> str:
+    if known.complete:
+        return ""
+    return (
+        f"the stream is kept from offset {known.first} on only (retention of {contract.stream}), "
+        "so that its fold is not the whole state"
+    )
+
+
+def _not_of(bus: Bus, stream: str, cursor: Cursor | None) -> str:
+    """Why the cursor is none of this stream: the bus is asked, for a restored one knows cursors from before."""
+    try:
+        for _ in bus.read(stream, after=cursor, follow=False, limit=1):
+            break
+    except CursorMismatch as error:
+        return f"{error.message}; {error.hint}" if error.hint else error.message
     return ""
-
-
-def _until(bus: Bus, stream: str, below: int | None) -> Iterator[Events]:
-    """The stream's events before an offset (None: all)."""
-    for events in bus.read(stream, after=None, follow=False):
-        assert events.offsets is not None, "a bus sets offsets"
-        if below is None:
-            yield events
-            continue
-        fit = pa.compute.sum(pa.compute.less(events.offsets, pa.scalar(below, pa.uint64()))).as_py() or 0
-        if fit:
-            yield dataclasses.replace(events, data=events.data.slice(0, fit), offsets=events.offsets.slice(0, fit))
-        if fit < len(events):
-            return
 
 
 def _without_compacted(comparison: Comparison) -> Comparison:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 from headwater.contracts.model import Contract
 from headwater.model import Changes, Events, Op, Order, Position, Rejected
 from headwater.protocols import Bus, Source, StreamState
-from headwater.verify.comparison import Comparison, incomparable
+from headwater.verify.comparison import EXAMPLES, Comparison, KeyDifference, Keys, incomparable
 from headwater.verify.differences import Excuses, classify, find
 from headwater.verify.tables import Tables, Workspace, quoted
 
@@ -113,14 +114,17 @@ class _Reader:
         find(self.tables, comparison, rows_are_source=True)
 
     def _classified(self, comparison: Comparison) -> Comparison:
-        waiting = self.bus.waiting_keys(comparison.stream) | self.refused
+        waiting = self.bus.waiting_keys(comparison.stream)
         mappings = [note.offset for note in self.bus.notes(comparison.stream) if note.note.kind == "mapping"]
         excuses = Excuses(
             waiting=frozenset(waiting),
+            refused=frozenset(self.refused),
             mapped_from=max(mappings, default=0),
             extra_deletes=not self.terms.deletes_seen,
         )
-        classify(self.tables, comparison, excuses)
+        met = classify(self.tables, comparison, excuses)
+        for key in sorted(self.refused - met):  # neither in the stream nor a row that could be
+            _add(comparison.quarantined if key in waiting else comparison.refused, key)
         return comparison
 
     # waiting for the pipeline
@@ -175,6 +179,12 @@ class _Reader:
         """The condition that a key's row in the database is another one than in an earlier reading."""
         keys = " AND ".join(f"e.{quoted(n)} = found.{quoted(n)}" for n in self.tables.identity)
         return f"NOT EXISTS (FROM {earlier} e WHERE {keys} AND e.source IS NOT DISTINCT FROM found.source)"
+
+
+def _add(keys: Keys, key: str) -> None:
+    keys.count += 1
+    if len(keys.examples) < EXAMPLES:
+        keys.examples.append(KeyDifference(json.loads(key), None, None))
 
 
 def _behind(order: Order, position: Position | None) -> str:

@@ -33,8 +33,8 @@ _TRIPLE_TYPES = [("_epoch", pa.uint32()), ("_commit", pa.uint64()), ("_index", p
 _PLACE = "(_epoch::UHUGEINT << 96) + (_commit::UHUGEINT << 32) + _index::UHUGEINT"
 _EMPTIES = f"_op = {Op.TRUNCATE.value}"
 _BUCKETS = 256
-_CHUNK_ROWS = 50_000
-_CHUNK_BYTES = 8 * 2**20
+_CHUNK_ROWS = 100_000
+_CHUNK_BYTES = 16 * 2**20
 _PART_ROWS = 500_000
 _PART_BYTES = 96 * 2**20
 
@@ -91,7 +91,7 @@ class Tables:
         self.history = history
         self.below: int | None = None
         self.upto: Order | None = None
-        self._nbytes = 0
+        self._nbytes = {"events": 0, "rows": 0}
         self._read: Cursor | None = None
         self._folded_as: object = None
         self.columns = pa.schema([pa.field(f.name, holdable(f.type)) for f in table_schema(contract)])
@@ -154,7 +154,8 @@ class Tables:
         self._load("rows", self._row_schema, (self._shaped(batch, self._row_schema) for batch in rows))
 
     def forget_rows(self) -> None:
-        self.db.execute("DELETE FROM rows")
+        self.db.execute("TRUNCATE rows")
+        self._nbytes["rows"] = 0
 
     def count(self, table: str) -> int:
         return int(self.one(f"SELECT count(*) FROM {table}"))
@@ -174,13 +175,15 @@ class Tables:
     def _load(self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
         """Chunk by chunk, each in a transaction of its own: one large transaction would be held in memory.
 
-        Rows of a bucket lie together, so that reading a part of the keys passes over most of the rest.
+        Once there will be several parts, a chunk's rows of a bucket lie together, so that reading a part of the keys
+        passes over most of the rest.
         """
         bucket = f"(hash({', '.join(map(quoted, self.identity))}) % {_BUCKETS})::USMALLINT"
         for chunk in _chunks(batches):
-            self._nbytes += sum(batch.nbytes for batch in chunk)
+            self._nbytes[table] += sum(batch.nbytes for batch in chunk)
+            together = " ORDER BY _bucket" if self._nbytes[table] > _PART_BYTES else ""
             self.db.register("chunk", pa.Table.from_batches(chunk, schema))
-            self.db.execute(f"INSERT INTO {table} SELECT *, {bucket} AS _bucket FROM chunk ORDER BY _bucket")
+            self.db.execute(f"INSERT INTO {table} SELECT *, {bucket} AS _bucket FROM chunk{together}")
             self.db.unregister("chunk")
 
     def _event_rows(self, events: Events) -> pa.RecordBatch:
@@ -209,7 +212,7 @@ class Tables:
     def parts(self) -> Iterator[str]:
         """Conditions that part the keys so that each part's rows fit into memory; `true` alone for a small stream."""
         rows = max(self.count("events"), self.count("rows"))
-        number = min(max(rows // _PART_ROWS, self._nbytes // _PART_BYTES) + 1, _BUCKETS)
+        number = min(max(rows // _PART_ROWS, max(self._nbytes.values()) // _PART_BYTES) + 1, _BUCKETS)
         if number == 1:
             yield "true"
             return
@@ -227,17 +230,17 @@ class Tables:
 
     @property
     def counted(self) -> str:
-        """The events that count, as a relation. A change's odd index, which a mapping gives, belongs to the even one
-        below it.
-        """
-        conditions = [] if self.below is None else [f"_offset < {self.below}"]
-        if self.upto is not None:
-            epoch, commit, index = self.upto.epoch, self.upto.commit, self.upto.index | 1
-            conditions.append(
-                f"(_epoch < {epoch} OR _epoch = {epoch} AND"
-                f" (_commit < {commit} OR _commit = {commit} AND _index <= {index}))"
-            )
-        return f"(FROM events WHERE {' AND '.join(conditions)})" if conditions else "events"
+        """The events that count, as a relation."""
+        return self.known if self.below is None else f"(FROM {self.known} WHERE _offset < {self.below})"
+
+    @property
+    def known(self) -> str:
+        """The events up to `upto`. A change's odd index, which a mapping gives, belongs to the even one below it."""
+        if self.upto is None:
+            return "events"
+        epoch, commit, index = self.upto.epoch, self.upto.commit, self.upto.index | 1
+        later = f"_commit < {commit} OR _commit = {commit} AND _index <= {index}"
+        return f"(FROM events WHERE _epoch < {epoch} OR _epoch = {epoch} AND ({later}))"
 
     def _events_of(self, part: str) -> str:
         """Each event once: one that was appended twice is the business of `gaps`."""

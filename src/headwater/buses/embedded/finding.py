@@ -19,14 +19,14 @@ def offset_after(store: Store, shapes: Shapes, connection: Connection, stream: s
     row = streams.find(connection, stream)
     found = connection.execute(
         f"SELECT {_COLUMNS} FROM segment g JOIN records r ON r.segment = g.id WHERE g.stream = ? AND g.base < ?"
-        " AND g.min_order <= ? ORDER BY g.base DESC LIMIT 1",
+        " AND g.max_order > ? ORDER BY g.base LIMIT 1",
         (row.id, row.head, segments.order_bytes(order)),
     ).fetchone()
     if found is None:
-        return reading.first_offset(connection, row)
+        return row.head
     opened, _ = _decoded(store, shapes, connection, stream, found)
-    last = np.flatnonzero(segments.below(opened.data, order, or_at=True))[-1]
-    return int(opened.offsets[int(last)].as_py()) + 1
+    first = np.flatnonzero(~segments.below(opened.data, order, or_at=True))[0]
+    return int(opened.offsets[int(first)].as_py())
 
 
 def offset_at(store: Store, shapes: Shapes, connection: Connection, stream: str, time: int) -> int:

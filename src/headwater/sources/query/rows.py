@@ -94,6 +94,7 @@ class CapturedRows:
 
     def refresh(self) -> None:
         """Look at the table again: columns may have changed their types, and one that is gone is an error."""
+        self._dialect.check()
         if self._capture.config.query is None:
             self.table = self._inspected()
             self._check()

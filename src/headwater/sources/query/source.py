@@ -115,14 +115,14 @@ class _Run:
         fresh = self._place.load != self._capture.load.token
         if fresh or self._place.loading:
             yield from self._load(fresh)
-            if bulk and not follow:
+            if bulk and not follow and fresh:  # rows that an interrupted load had read before may have changed
                 return
         elif self._place.shape != self._rows.shape:
             yield from self._repair("the cursor, key or table of this stream was changed")
         else:
             yield from self._say_nulls()
         if bulk and follow:  # the load, or the last comparison of an earlier run, was a poll already
-            self._wait(self._place.compared + self._config.every - time.time())
+            self._wait(min(self._config.every, self._place.compared + self._config.every - time.time()))
         while not self._stopping.is_set():
             started = time.monotonic()
             self._rows.refresh()
@@ -237,9 +237,13 @@ class _Run:
             yield from self._compare()
             return
         yield from self._pass(follow)
-        due = self._config.reconcile_deletes
-        if due is not None and time.time() >= self._place.compared + due and not self._stopping.is_set():
+        if self._is_due() and not self._stopping.is_set():
             yield from self._compare()
+
+    def _is_due(self) -> bool:
+        """Whether it is time for the reconciliation: also when the clock was put back since the last one."""
+        every, passed = self._config.reconcile_deletes, time.time() - self._place.compared
+        return every is not None and not 0 <= passed < every
 
     def _pass(self, follow: bool) -> Iterator[Batch]:
         end = None if follow else self._rows.newest_mark()

@@ -53,6 +53,13 @@ class TriggerSource:
         first = session.begin(after, self._epoch)
         self._epoch = session.place.epoch
         yield first
+        try:
+            yield from self._going_on(session, follow)
+        except SourceError:
+            session.wake.file.check()  # what looks like damage may be another file
+            raise
+
+    def _going_on(self, session: _Session, follow: bool) -> Iterator[Batch]:
         target = session.newest()
         while not self._stopping.is_set():
             batch = session.step()
@@ -126,6 +133,8 @@ class _Session:
     def begin(self, after: Position | None, epoch: int) -> Batch:
         """Make or check the triggers, and settle where each stream stands. The first batch makes that durable."""
         self._arrange()
+        if self.broken and len(self.broken) == len(self._captures):
+            raise next(iter(self.broken.values()))
         self.wake = Wake(self._connection)
         known = place_of(after) if after is not None else None
         self.place, notes = begin.resume(self._connection, self._names, self._arrangement, known, epoch)
@@ -240,13 +249,18 @@ class _Session:
         for stream, capture in self._captures.items():
             wanted.setdefault(capture.table.name, {})[stream] = frozenset(capture.columns)
         self._arrangement = arrange(self._connection, self._names, wanted)
-        self._find_broken(self._arrangement.broken)
+        broken = dict(self._arrangement.broken)
         self._targets, self._statements = {}, {}
         for table, shape in self._arrangement.shapes.items():
-            kept = frozenset[str]().union(*(c for stream, c in wanted[table].items() if stream not in self.broken))
-            described = self._dialect.table(TableId("", table))
+            kept = frozenset[str]().union(*(c for stream, c in wanted[table].items() if stream not in broken))
+            try:
+                described = self._dialect.table(TableId("", table))
+            except SourceError as error:  # dropped since a moment ago: the schema version will say so once more
+                broken |= dict.fromkeys(wanted[table], error)
+                continue
             names = tuple(column.name for column in described.columns if column.name in kept)
             self._targets[table] = changes.target_of(described, names, shape)
+        self._find_broken(broken)
 
     def _find_broken(self, found: Mapping[str, SourceError]) -> None:
         before = dict(self.broken)
@@ -256,8 +270,6 @@ class _Session:
             self.broken[stream] = SourceError(text, hint=error.hint)
             if stream not in before or before[stream].message != text:
                 self._notes.append(Note(stream, "schema", f"{text}; nothing of it is captured until that is mended"))
-        if self.broken and len(self.broken) == len(self._captures):
-            raise next(iter(self.broken.values()))
 
     def _rearrange(self) -> None:
         """Somebody altered the schema: see whether the triggers are whole, and mend them when nobody is in the way."""

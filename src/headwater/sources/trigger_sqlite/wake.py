@@ -2,15 +2,16 @@
 
 Asking takes a shared lock for some microseconds. In WAL mode that hinders nobody. With a rollback journal a writer
 without busy time-out could meet it, so there the file is looked at first (`stat`, no lock), and SQLite is asked
-only for as long as the file's time stamp, which may be coarse, could hide a further commit.
+only for as long as the file's time stamp, which may be coarse, could hide a further commit. Once a second it is seen
+whether the path still names the file that is open.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 
+from headwater.dialects.sqlite_file import OpenedFile
 from headwater.drivers.sqlite import Connection
 
 FASTEST, SLOWEST = 0.0005, 0.020
@@ -23,17 +24,21 @@ ANYWAY = 1.0
 
 
 class Wake:
-    """For one connection, in one thread. `quiet` is how long nobody has committed."""
+    """For one connection, in one thread. `quiet` is how long nobody has committed.
+
+    `wait` raises `NotConnected` when the database's file was replaced.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._wal = connection.execute("PRAGMA journal_mode")[0][0] == "wal"
         self._version = connection.data_version()
+        self.file = OpenedFile(connection.path)
         self._stamp = self._stamped()
         self._pause = FASTEST
         now = time.monotonic()
         self._changed = now
-        self._touched = self._asked = now
+        self._touched = self._asked = self._looked = now
 
     @property
     def quiet(self) -> float:
@@ -44,6 +49,9 @@ class Wake:
         if stopping.wait(self._pause):
             return False
         now = time.monotonic()
+        if now - self._looked > ANYWAY:
+            self._looked = now
+            self.file.check()
         if self._is_new(now):
             self._changed, self._pause = now, FASTEST
             return True
@@ -66,6 +74,5 @@ class Wake:
         return now - self._touched < COARSE or now - self._asked > ANYWAY
 
     def _stamped(self) -> tuple[int, int, int]:
-        """By path, never by an open file: closing one would drop this process's locks on it (fcntl(2))."""
-        found = os.stat(self._connection.path)
+        found = self.file.check()
         return found.st_mtime_ns, found.st_size, found.st_ino

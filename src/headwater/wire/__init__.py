@@ -1,1 +1,0 @@
-"""Bytes <-> Arrow, without I/O."""
