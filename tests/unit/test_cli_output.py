@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import json
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,3 +95,22 @@ def test_a_deletes_line_shows_what_it_carries() -> None:
         "fields": {"order_id": 3, "price": None},
     }
     assert line(event) == "7  2026-03-01 12:00:00  d  order_id=3"
+
+
+def test_a_row_that_a_narrow_terminal_cannot_hold_is_a_block_of_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("os.get_terminal_size", lambda *_: os.terminal_size((28, 24)))
+    print_table(("id", "course_key", "title"), [(1, "course-v1:edX", "Ants and bees"), (2, "x" * 40, "Bees")])
+    assert capsys.readouterr().out.splitlines() == [
+        "id          1",
+        "course_key  course-v1:edX",
+        "title       Ants and bees",
+        "",
+        "id          2",
+        f"course_key  {'x' * 40}",
+        "title       Bees",
+    ]
+    print_table(("id", "course_key"), [(1, "course-v1:edX+DemoX+2026_T1+and+more")])
+    assert capsys.readouterr().out.splitlines()[1] == " 1  course-v1:edX+DemoX+202…"

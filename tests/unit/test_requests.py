@@ -57,3 +57,12 @@ def test_what_an_earlier_run_left_is_cleared(tmp_path: Path) -> None:
     (tmp_path / requests.DIRECTORY / "x.request").write_text("{}")
     requests.clear(tmp_path)
     assert list((tmp_path / requests.DIRECTORY).iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError("no space left on device"), KeyError("shop.none"), TypeError("numbers")])
+def test_what_goes_wrong_with_a_request_is_its_own_error_and_ends_no_pipeline(tmp_path: Path, error: Exception) -> None:
+    def fail() -> dict[str, Any]:
+        raise error
+
+    with pytest.raises(BusError, match=f"`replay` failed: {type(error).__name__}"):
+        ask_beside(tmp_path, {"replay": fail}, "replay")

@@ -432,7 +432,18 @@ def test_key_field() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["password", "passwordHash", "api_key", "reset_token", "session_key", "totp_secret", "salt"]
+    "name",
+    [
+        "password",
+        "passwordHash",
+        "api_key",
+        "reset_token",
+        "session_key",
+        "totp_secret",
+        "salt",
+        "cc_number",
+        "bankAccount",
+    ],
 )
 def test_secrets(name: str) -> None:
     assert looks(name, "user") == "secret"
@@ -453,6 +464,10 @@ def test_secrets(name: str) -> None:
         ("ssn", "user"),
         ("shipping_address", "order"),
         ("display_name", "user"),
+        ("emailaddress", "account"),
+        ("tax_number", "company"),
+        ("blood_type", "patient"),
+        ("recipient", "letter"),
     ],
 )
 def test_personal(name: str, entity: str) -> None:

@@ -17,15 +17,17 @@ _SECRET = re.compile(
     r"(^|_)(password|passwd|pwd|passphrase|passcode|pass|pin|token|tokens|secret|secrets|salt|hash|digest|signature|otp|totp"
     r"|mfa|api_?key|access_?key|private_?key|secret_?key|encryption_?key|credential|credentials|session|session_?key"
     r"|session_?id|sessionid|cookie|cookies|nonce|csrf|jwt|bearer|auth_?code|activation_?(key|code)|reset_?(key|code)"
-    r"|recovery_?codes?|backup_?codes?|verification_?code|cvv|cvc|iban|bic|card_?number|account_?number|pan)($|_)"
+    r"|recovery_?codes?|backup_?codes?|verification_?code|cvv|cvc|iban|bic|card_?number|cc_?number"
+    r"|account_?number|bank_?account|webhook_?url|pan)($|_)"
 )
 _PERSONAL = re.compile(
-    r"(^|_)(e_?mail|emails|mail|username|user_?name|login|nickname|nick|screen_?name|handle|phone|telephone|tel|mobile|cell"
+    r"(^|_)(e_?mail|emails|mail|e_?mail_?address|username|user_?name|login|nickname|nick|screen_?name|handle|phone|telephone|tel|mobile|cell"
     r"|fax|address|addr|street|city|zip|zipcode|postal|postcode|postal_?code|birth|birthday|birthdate|dob|born|year_of_birth"
     r"|age|gender|sex|ip|ip_?addr|ip_?address|ipv4|ipv6|remote_addr|user_?agent|mac_?address|device_?id|ssn|sin|nin|nino"
-    r"|tax_?id|vat_?id|passport|license_?number|national_?id|social_security|race|ethnicity|religion|nationality|marital"
-    r"|salary|income|health|diagnosis|disability|latitude|longitude|lat|lon|lng|geo|location|gps|avatar|photo|picture"
-    r"|portrait|bio|biography|signed_by|maiden|surname|forename|firstname|lastname|fullname|initials|goals|mailing|contact|linkedin|twitter|facebook|instagram|social)($|_)"
+    r"|tax_?id|tax_?number|vat_?id|passport|license_?number|national_?id|social_security|race|ethnicity|religion|nationality|marital"
+    r"|salary|income|health|medical|blood_?type|diagnosis|disability|latitude|longitude|lat|lon|lng|geo|location|gps|avatar|photo|picture"
+    r"|portrait|bio|biography|signed_by|recipient|maiden|surname|forename|firstname|lastname|fullname|initials|goals|mailing|contact"
+    r"|linkedin|twitter|facebook|instagram|social)($|_)"
 )
 _NAME = re.compile(r"(^|_)name$|^name_")
 _THINGS = words(
