@@ -57,7 +57,7 @@ def list_(stream: Optional = None, config: File = FILE, limit: Limit = 50, as_js
         print_json(rows[:limit])
     elif rows:
         heads = ("number", "stream", "key", "field", "expected", "got", "since")
-        print_table(heads, ((r.number, r.stream, r.key, r.field, r.expected, r.got, _short(r)) for r in rows[:limit]))
+        print_table(heads, map(_cells, rows[:limit]))
         if len(rows) > limit:
             print(f"... and {len(rows) - limit} more")
     else:
@@ -65,8 +65,10 @@ def list_(stream: Optional = None, config: File = FILE, limit: Limit = 50, as_js
     raise typer.Exit(DIFFERS if rows else 0)
 
 
-def _short(row: RejectedRow) -> str:
-    return row.time.isoformat(" ", "seconds")
+def _cells(row: RejectedRow) -> tuple[object, ...]:
+    """`show` has the whole value."""
+    got = row.got if len(row.got) <= 60 else row.got[:60] + "..."
+    return row.number, row.stream, row.key, row.field, row.expected, got, row.time.isoformat(" ", "seconds")
 
 
 @app.command()

@@ -18,6 +18,7 @@ import pyarrow as pa
 from headwater.drivers.sqlite_errors import StatementError, error_of
 from headwater.drivers.sqlite_values import (
     BYTES,
+    SHOWN,
     EXACT,
     VARIANT,
     Misfit,

@@ -59,7 +59,6 @@ cdef enum:
     NULL_TYPE = 5
     TOO_BIG = 18
     VARIANT_KIND = 0
-    SHOWN_BYTES = 160
     MOST_ROWS = 65536
     STEPS_BETWEEN_CHECKS = 4000
 
@@ -68,6 +67,7 @@ cdef const char* EMPTY = b""
 
 cdef int64_t EXACT_INTEGER = EXACT
 cdef int64_t BATCH_BYTES = BYTES
+cdef int64_t SHOWN_BYTES = SHOWN
 
 
 def bind_library(addresses):

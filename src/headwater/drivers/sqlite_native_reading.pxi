@@ -16,14 +16,14 @@ cdef struct Column:
 
 
 cdef struct Bad:
-    # A value that does not fit, or its beginning.
+    # A value that does not fit; of texts and blobs, the beginning lies at `at` in `bad_bytes`.
     int64_t row
     int source
     int kind
     int64_t integer
     double real
     int64_t size
-    char shown[SHOWN_BYTES]
+    int64_t at
 
 
 cdef class _Memory:
@@ -60,6 +60,9 @@ cdef class NativeRows:
     cdef Bad* bad
     cdef int64_t bad_count
     cdef int64_t bad_room
+    cdef char* bad_bytes
+    cdef int64_t bad_used
+    cdef int64_t bad_bytes_room
     cdef bint done
 
     def __cinit__(self, NativeEngine engine, str sql, parameters, schema):
@@ -85,6 +88,7 @@ cdef class NativeRows:
         self.forget()
         free(self.columns)
         free(self.bad)
+        free(self.bad_bytes)
 
     def fetch(self, rows):
         """At most `rows` rows, fewer when they are wide; None at the end."""
@@ -94,7 +98,7 @@ cdef class NativeRows:
             return None
         if self.statement.pointer is NULL:
             raise StatementError(f"{self.statement.engine.path}: the rows are closed")
-        self.rows = self.taken = self.bad_count = 0
+        self.rows = self.taken = self.bad_count = self.bad_used = 0
         with nogil:
             while self.rows < most and self.taken < BATCH_BYTES:
                 code = lib.step(self.statement.pointer)
@@ -237,8 +241,23 @@ cdef class NativeRows:
             else:
                 data = lib.column_blob(self.statement.pointer, c.source)
             bad.size = lib.column_bytes(self.statement.pointer, c.source)
-            if bad.size:
-                memcpy(bad.shown, data, min(bad.size, SHOWN_BYTES))
+            return self.keep(bad, data, min(bad.size, SHOWN_BYTES))
+        return True
+
+    cdef bint keep(self, Bad* bad, const char* data, int64_t size) noexcept nogil:
+        """Copy what is shown of a value; it counts towards the size of the batch."""
+        cdef void* grown
+        if self.bad_used + size > self.bad_bytes_room:
+            self.bad_bytes_room = max(4096, 2 * (self.bad_used + size))
+            grown = realloc(self.bad_bytes, self.bad_bytes_room)
+            if grown is NULL:
+                return False
+            self.bad_bytes = <char*>grown
+        bad.at = self.bad_used
+        if size:
+            memcpy(self.bad_bytes + self.bad_used, data, size)
+        self.bad_used += size
+        self.taken += size
         return True
 
     cdef object batch(self):
@@ -298,7 +317,7 @@ cdef class NativeRows:
         elif bad.kind == REAL:
             shown = got(bad.real, "real", 0)
         else:
-            begin = PyBytes_FromStringAndSize(bad.shown, min(bad.size, SHOWN_BYTES))
+            begin = PyBytes_FromStringAndSize(self.bad_bytes + bad.at, min(bad.size, SHOWN_BYTES))
             shown = got(begin, "text" if bad.kind == TEXT else "blob", bad.size)
         return Misfit(bad.row, field.name, expected_of(field.type), shown)
 

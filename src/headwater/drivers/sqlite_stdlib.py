@@ -118,13 +118,15 @@ class StdlibRows:
         misfits: list[Misfit] = []
         count = size = 0
         while count < rows and size < BYTES:
+            known = len(misfits)
             part = self._part(min(self._step, rows - count), count, misfits)
             if part is None:
                 break
             parts.append(part)
             count += part.num_rows
-            size += part.nbytes
-            self._step = _next_step(part)
+            weight = part.nbytes + sum(len(misfit.got) for misfit in misfits[known:])
+            size += weight
+            self._step = _next_step(part.num_rows, weight)
         if not parts:
             return None
         return with_misfits(pa.concat_batches(parts) if len(parts) > 1 else parts[0], misfits)
@@ -142,10 +144,9 @@ class StdlibRows:
         self._cursor.close()
 
 
-def _next_step(part: pa.RecordBatch) -> int:
+def _next_step(rows: int, weight: int) -> int:
     """As many rows as a quarter of the byte budget takes, judged by the last ones."""
-    rows: int = part.num_rows
-    fitting = BYTES // 4 * rows // max(int(part.nbytes), 1)
+    fitting = BYTES // 4 * rows // max(weight, 1)
     return max(1, min(4 * rows, fitting, 16_384))
 
 

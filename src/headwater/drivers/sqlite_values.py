@@ -29,8 +29,8 @@ PHYSICAL = (pa.int64(), pa.float64(), pa.string(), pa.binary(), VARIANT)
 EXACT = 2**53
 """The largest magnitude up to which every whole number is a float64."""
 
-SHOWN = 40
-"""How many characters or bytes of a value an error shows."""
+SHOWN = 2**20
+"""How many bytes of a text or blob a mark holds: the quarantine is to have the value, not a hint of it."""
 
 BYTES = 32 * 2**20
 """A record batch ends at the row at which its texts and blobs pass this size, so that wide rows stay in memory."""
@@ -38,7 +38,7 @@ BYTES = 32 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
-    """One value that its column cannot hold. `got` says its storage class and shows its beginning."""
+    """One value that its column cannot hold. `got` says its storage class and the value, `SHOWN` bytes at the most."""
 
     row: int
     column: str
@@ -125,10 +125,8 @@ def got(value: int | float | bytes, kind: str, size: int) -> str:
 
 
 def _shown_text(value: bytes, size: int) -> str:
-    text = value[: SHOWN * 4].decode("utf-8", "backslashreplace")
-    short = text[:SHOWN]
-    cut = len(short) < len(text) or size > len(value[: SHOWN * 4])
-    return f"{short!r}{'...' if cut else ''}"
+    text = value[:SHOWN].decode("utf-8", "backslashreplace")
+    return f"{text!r}{_more(size)}"
 
 
 def _more(size: int) -> str:

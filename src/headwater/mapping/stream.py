@@ -387,7 +387,7 @@ class StreamMapping:
         return pa.array(keys, pa.string())
 
     def _stopped(self, rejected: Rejected) -> StreamStopped:
-        reason = {name: rejected.reasons.column(name)[0].as_py() for name in REASONS.names}
+        reason = {name: _brief(rejected.reasons.column(name)[0].as_py()) for name in REASONS.names}
         epoch, commit, index = (rejected.changes.data.column(n)[0].as_py() for n in ("_epoch", "_commit", "_index"))
         return StreamStopped(
             self.stream,
@@ -396,6 +396,11 @@ class StreamMapping:
             hint=f"mend the row, the mapping or the contract, then `headwater resume {self.stream}`; "
             "or set `on_invalid: quarantine`",
         )
+
+
+def _brief(text: str | None) -> str | None:
+    """For a message; the quarantine has the whole value."""
+    return text if text is None or len(text) <= 200 else text[:200] + "..."
 
 
 def _twice(keys: pa.Table, names: list[str]) -> pa.Table:

@@ -3,7 +3,8 @@
 SQLite has one writer at a time, and an application without busy time-out gets SQLITE_BUSY if it meets another. So
 pruning waits until nobody has written for `QUIET` seconds, deletes at most `ROWS` rows a transaction (well under
 a millisecond), never waits for a lock, and looks for new writes between two transactions. Only when an application
-never pauses and `FORCED` rows have gathered does it delete beside it, one transaction every `PACE` seconds.
+never pauses and `FORCED` rows have gathered does it delete beside it, one transaction every `PACE` seconds. A run that
+is to end (`--once`) has no second to spare each time: `QUIET_AT_END` will do, and if it does not come, the next run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from headwater.faults import failpoint
 from headwater.sources.trigger_sqlite.names import Names
 
 ROWS = 500
-QUIET = 0.25
+QUIET = 1.0
+QUIET_AT_END = 0.25
+PATIENCE = 1.0
+"""Seconds that a run which is to end waits for quiet, at the most."""
 PACE = 0.25
 FORCED = 500_000
 
@@ -41,10 +45,10 @@ class Pruner:
     def due(self) -> bool:
         return self._below - self._floor > 1
 
-    def step(self, quiet: float) -> bool:
+    def step(self, quiet: float, least: float = QUIET) -> bool:
         """Delete a little if nobody has written for `quiet` seconds, or it must be. Whether anything was deleted."""
         forced = self._below - self._floor > FORCED and time.monotonic() - self._last > PACE
-        if not self.due or (quiet < QUIET and not forced):
+        if not self.due or (quiet < least and not forced):
             return False
         try:
             return self._delete()

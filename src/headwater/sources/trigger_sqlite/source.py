@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from headwater.drivers.sqlite import Connection, quoted
@@ -24,7 +25,7 @@ from headwater.sources.trigger_sqlite.load import Loader
 from headwater.sources.trigger_sqlite.names import Names
 from headwater.sources.trigger_sqlite.pace import Pace
 from headwater.sources.trigger_sqlite.position import DONE, Place, StreamLoad, anchor_of, place_of
-from headwater.sources.trigger_sqlite.prune import Pruner, prepare
+from headwater.sources.trigger_sqlite.prune import PATIENCE, QUIET_AT_END, Pruner, prepare
 from headwater.sources.trigger_sqlite.state import Opener, state_of
 from headwater.sources.trigger_sqlite.wake import Wake
 
@@ -64,18 +65,23 @@ class TriggerSource:
         while not self._stopping.is_set():
             batch = session.step()
             if batch is not None:
+                if len(batch):
+                    session.wake.stir()
                 yield batch
             elif follow:
                 self._idle(session)
             if not follow and session.finished(target):
                 break
-        session.leave(follow=follow)
+        if not follow:
+            session.prune_at_end(self._stopping)
+            session.refuse_broken()
 
     def _idle(self, session: _Session) -> None:
         while not self._stopping.is_set() and not session.wake.wait(self._stopping):
             if session.stale and session.wake.quiet > 0.02:
                 return
             if session.pruner.due and session.pruner.step(session.wake.quiet):
+                session.wake.disregard()
                 return
 
     def confirm(self, position: Position) -> None:
@@ -149,11 +155,18 @@ class _Session:
     def finished(self, target: int) -> bool:
         return self.place.id >= target and self._loading() is None
 
-    def leave(self, *, follow: bool) -> None:
-        """At the end: without `follow` there will be no idle moment for pruning; and what is broken is said."""
-        while not follow and self.pruner.step(quiet=float("inf")):
-            pass
-        if self.broken and not follow:
+    def prune_at_end(self, stopping: threading.Event) -> None:
+        """A run that ends has no idle moment for pruning but this one."""
+        deadline = time.monotonic() + PATIENCE
+        while self.pruner.due and time.monotonic() < deadline and not stopping.is_set():
+            self.wake.wait(stopping)
+            if self.pruner.step(self.wake.quiet, least=QUIET_AT_END):
+                self.wake.disregard()
+                deadline = time.monotonic() + PATIENCE
+
+    def refuse_broken(self) -> None:
+        """At the end of a run it must be said what was not captured."""
+        if self.broken:
             raise next(iter(self.broken.values()))
 
     # one step

@@ -44,6 +44,14 @@ class Wake:
     def quiet(self) -> float:
         return time.monotonic() - self._changed
 
+    def stir(self) -> None:
+        """The application has written: it is not quiet."""
+        self._changed = time.monotonic()
+
+    def disregard(self) -> None:
+        """What was committed until now was our own; the caller looks at once for what came beside it."""
+        self._version = self._connection.data_version()
+
     def wait(self, stopping: threading.Event) -> bool:
         """Sleep one pause; then whether somebody has committed since the last call."""
         if stopping.wait(self._pause):
