@@ -225,6 +225,9 @@ class Bus(Protocol):
     def streams(self) -> dict[str, StreamState]:
         """Every stream on the bus, declared or not, by name."""
 
+    def standing_still(self) -> frozenset[str]:
+        """The streams that are paused, or resuming; asked for with each batch."""
+
     def notes(self, stream: str) -> list[PlacedNote]:
         """What was noted of a stream, oldest first."""
 

@@ -91,7 +91,7 @@ class Router:
 
     def __call__(self, batch: Batch) -> Mapped:
         out = _Collected()
-        still = self._standing_still()
+        still = set(self._bus.standing_still())
         for changes in batch.changes:
             for route in self._targets(changes):
                 if route.stream in still or self._is_broken_off(route, changes):
@@ -126,9 +126,6 @@ class Router:
             if self._stopped or not self._map(route, changes, out):
                 return
             self._bus.settle(out.mapped(), parked=[number])
-
-    def _standing_still(self) -> set[str]:
-        return {name for name, state in self._bus.streams().items() if state.paused is not None or state.resuming}
 
     def _is_broken_off(self, route: Route, changes: Changes) -> bool:
         return changes.reading is not None and route.stream in self._broken_off

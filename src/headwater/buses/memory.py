@@ -144,6 +144,9 @@ class MemoryBus:
         with self._changed:
             return {name: self._state(name, stream) for name, stream in sorted(self._streams.items())}
 
+    def standing_still(self) -> frozenset[str]:
+        return frozenset(n for n, state in self.streams().items() if state.paused is not None or state.resuming)
+
     def notes(self, stream: str) -> list[PlacedNote]:
         return list(self._find(stream).notes)
 

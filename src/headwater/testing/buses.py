@@ -508,6 +508,7 @@ class BusConformance:
         bus = declared(bench)
         bus.pause(STREAM, "by hand")
         assert bus.streams()[STREAM].paused == "by hand"
+        assert bus.standing_still() == {STREAM}
         bus.resume(STREAM)
         assert (bus.streams()[STREAM].paused, bus.streams()[STREAM].resuming) == (None, False)
 

@@ -96,6 +96,10 @@ class EmbeddedBus:
         with self._store.snapshot() as connection:
             return streams.states(connection)
 
+    def standing_still(self) -> frozenset[str]:
+        with self._store.snapshot() as connection:
+            return streams.standing_still(connection)
+
     def notes(self, stream: str) -> list[PlacedNote]:
         with self._store.snapshot() as connection:
             return streams.notes(connection, stream)

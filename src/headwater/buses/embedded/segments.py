@@ -145,8 +145,10 @@ def message(batch: pa.RecordBatch, codec: str) -> tuple[bytes, str]:
     """The IPC message of a batch, without schema, and the codec that was used."""
     _refuse_dictionaries(batch.schema)
     used = "none" if batch.nbytes < SMALL_BYTES else codec
+    if used == "none":
+        return batch.serialize().to_pybytes(), used
     sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression=None if used == "none" else used)
+    options = pa.ipc.IpcWriteOptions(compression=used)
     with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
         writer.write_batch(batch)
     return sink.getvalue().slice(batch.schema.serialize().size).to_pybytes(), used
@@ -182,6 +184,9 @@ def order_of(data: bytes) -> Order:
 
 def order_range(batch: pa.RecordBatch) -> tuple[bytes, bytes]:
     """The least and the greatest order among the events."""
+    if batch.num_rows == 1:
+        only = _ORDER.pack(*(batch.column(name)[0].as_py() for name in ("_epoch", "_commit", "_index")))
+        return only, only
     columns = [batch.column(name).to_numpy() for name in ("_epoch", "_commit", "_index")]
     return _extreme(columns, np.min), _extreme(columns, np.max)
 

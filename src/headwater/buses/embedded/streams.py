@@ -110,6 +110,11 @@ FROM stream s ORDER BY s.name
 """
 
 
+def standing_still(connection: Connection) -> frozenset[str]:
+    found = connection.execute("SELECT name FROM stream WHERE paused IS NOT NULL OR resuming")
+    return frozenset(name for (name,) in found)
+
+
 def states(connection: Connection) -> dict[str, StreamState]:
     return {row[0]: _state(row) for row in connection.execute(_STATES)}
 

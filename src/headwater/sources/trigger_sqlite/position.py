@@ -54,7 +54,7 @@ class Place:
     loads: dict[str, StreamLoad] = field(default_factory=dict)
 
     def position(self) -> Position:
-        loads = {name: _compact(dataclasses.asdict(load)) for name, load in self.loads.items()}
+        loads = {name: _compact(load) for name, load in self.loads.items()}
         token = {"v": FORMAT, "incarnation": self.incarnation, "id": self.id, "anchor": self.anchor, "loads": loads}
         return Position(self.epoch, self.id, json.dumps(token, separators=(",", ":")).encode())
 
@@ -82,10 +82,10 @@ def anchor_of(connection: Connection, names: Names, change: int) -> str:
     return hashlib.blake2b(repr(filled).encode(), digest_size=8).hexdigest()
 
 
-def _compact(load: dict[str, Any]) -> dict[str, Any]:
-    after = load.pop("after")
-    kept = {key: value for key, value in load.items() if value or key in ("token", "table", "state")}
-    return kept if after is None else {**kept, "after": [_spelt(value) for value in after]}
+def _compact(load: StreamLoad) -> dict[str, Any]:
+    values = {name: getattr(load, name) for name in StreamLoad.__slots__ if name != "after"}
+    kept = {key: value for key, value in values.items() if value or key in ("token", "table", "state")}
+    return kept if load.after is None else {**kept, "after": [_spelt(value) for value in load.after]}
 
 
 def _spelt(value: Any) -> Any:
