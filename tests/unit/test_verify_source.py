@@ -135,12 +135,14 @@ def test_it_waits_for_a_running_pipeline_and_says_how_far_that_is() -> None:
     assert heard == ["behind by 1: captured up to 1 of 2"]
 
 
-def test_keys_in_quarantine_are_a_class_of_their_own() -> None:
+def test_rows_that_break_the_contract_and_wait_nowhere_are_a_class_of_their_own() -> None:
     bus = bus_with(created(1, 2))
     database = Database([{"id": 1, "name": "bad"}, {"id": 2, "name": "n2"}, {"id": 3, "name": "bad"}], Order(1, 1, 99))
     found = compare(bus, database)
-    assert ([d.key["id"] for d in found.quarantined], found.equal) == ([1], True)
+    assert ([d.key["id"] for d in found.refused], len(found.quarantined), found.equal) == ([1, 3], 0, True)
 
+
+def test_keys_in_quarantine_are_a_class_of_their_own() -> None:
     bus = bus_with(created(1))
     data = pa.RecordBatch.from_pylist(
         [{"_op": 2, "_epoch": 1, "_commit": 1, "_index": 0, "after": {"id": 1, "name": "x"}}],
