@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,12 @@ def _page_kinds(target: Target) -> list[tuple[str, Kind]]:
     return [("id", whole), ("op", whole), *sides]
 
 
+@lru_cache(maxsize=256)
+def _schema(columns: pa.Schema, invalid: bool) -> tuple[pa.Schema, list[pa.Field]]:
+    """Of changes, and the columns as fields: made once, which counts in batches of one row."""
+    return changes_schema(columns, invalid=invalid), list(columns)
+
+
 def changes_of(page: pa.RecordBatch, target: Target, epoch: int) -> Changes:
     """A page of the change table. `_transaction` and `_time` are null: triggers know statements, not commits."""
     columns, width = target.columns, len(target.names)
@@ -114,7 +121,7 @@ def changes_of(page: pa.RecordBatch, target: Target, epoch: int) -> Changes:
     invalid = page.column("_invalid") if "_invalid" in page.schema.names else None
     marks = None if invalid is None else _marks(invalid, len(page), target.shape.key)
     index = np.zeros(len(page), np.uint32)
-    return Changes(target.table.id, _batch(op, (epoch, ids, index), before, after, marks))
+    return Changes(target.table.id, _batch(columns, op, (epoch, ids, index), (before, after), marks))
 
 
 def reads_of(rows: pa.RecordBatch, columns: pa.Schema, start: Order) -> pa.RecordBatch:
@@ -125,29 +132,29 @@ def reads_of(rows: pa.RecordBatch, columns: pa.Schema, start: Order) -> pa.Recor
     index = np.arange(start.index, start.index + 2 * count, 2, dtype=np.uint32)
     marks = rows.column("_invalid") if "_invalid" in rows.schema.names else None
     order = (start.epoch, np.full(count, start.commit, np.uint64), index)
-    return _batch(np.full(count, Op.READ, np.int8), order, before, after, marks)
+    return _batch(columns, np.full(count, Op.READ, np.int8), order, (before, after), marks)
 
 
 def _batch(
+    columns: pa.Schema,
     op: npt.NDArray[np.int8],
     order: tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.uint32]],
-    before: pa.StructArray,
-    after: pa.StructArray,
+    states: tuple[pa.StructArray, pa.StructArray],
     marks: pa.Array | None,
 ) -> pa.RecordBatch:
     # From NumPy arrays: from Python values Arrow is several times slower, which counts in batches of one row.
     count = len(op)
-    schema = changes_schema(pa.schema(list(after.type)), invalid=marks is not None)
+    schema, _ = _schema(columns, marks is not None)
     epoch, commit, index = order
     head = [pa.array(values) for values in (op, np.full(count, epoch, np.uint32), commit, index)]
     unknown = [pa.nulls(count, schema.field("_time").type), pa.nulls(count, pa.string())]
-    tail = [before, after] if marks is None else [before, after, marks]
+    tail = [*states] if marks is None else [*states, marks]
     return pa.RecordBatch.from_arrays([*head, *unknown, *tail], schema=schema)
 
 
 def _struct(arrays: Sequence[pa.Array], columns: pa.Schema, absent: npt.NDArray[np.bool_] | None) -> pa.StructArray:
     mask = None if absent is None or not absent.any() else pa.array(absent)
-    return pa.StructArray.from_arrays(list(arrays), fields=list(columns), mask=mask)
+    return pa.StructArray.from_arrays(list(arrays), fields=_schema(columns, False)[1], mask=mask)
 
 
 def _marks(invalid: pa.Array, rows: int, key: tuple[str, ...]) -> pa.Array:

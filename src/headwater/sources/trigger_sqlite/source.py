@@ -88,7 +88,7 @@ class TriggerSource:
         """Changes are deleted later, by `read`, when nobody is writing; see `prune`."""
         failpoint("trigger.confirm")
         if self._session is not None:
-            self._session.pruner.allow(begin.floor(place_of(position)))
+            self._session.pruner.allow(begin.floor(self._session.place_at(position)))
 
     def state(self, stream: str) -> SourceState:
         """See `protocols.Source`. The snapshot is held until the changes are read to their end, or closed."""
@@ -115,6 +115,7 @@ class _Session:
         self._dialect = opener()
         self.broken: dict[str, SourceError] = {}
         self._notes: list[Note] = []
+        self._given: tuple[Position | None, Place | None] = (None, None)
         self._checked = utc_now()
         self._pages, self._chunks = Pace(), Pace()
         self.stale = False
@@ -204,7 +205,14 @@ class _Session:
 
     def _batch(self, found: tuple[Changes, ...]) -> Batch:
         notes, self._notes = tuple(self._notes), []
-        return Batch(found, self.place.position(), sum(c.data.nbytes for c in found), notes)
+        position = self.place.position()
+        self._given = position, self.place
+        return Batch(found, position, sum(c.data.nbytes for c in found), notes)
+
+    def place_at(self, position: Position) -> Place:
+        """As a rule that of the batch given last."""
+        given, place = self._given
+        return place if place is not None and position is given else place_of(position)
 
     def _live(self, high: int) -> list[Changes]:
         found: list[Changes] = []
