@@ -23,7 +23,7 @@ from bench.result import Result
 from headwater import config
 from headwater.assembly import Assembly
 from headwater.pipeline import capture
-from headwater.runtime import start
+from headwater.runtime import Runtime, start
 
 RUNS = 3
 BULK, HUGE = 1_000_000, 5_000_000
@@ -110,7 +110,7 @@ def load_durably(directory: Path) -> float:
     with Assembly(config.load(directory / "headwater.yaml"), append=True) as assembly:
         assembly.declare()
         (name,) = assembly.capture_streams()
-        source, router = assembly.source(name), assembly.router(name)
+        source, router = Runtime(assembly).source(name), assembly.router(name)
         began = time.perf_counter()
         capture(source, router, assembly.bus, follow=False)
         seconds = time.perf_counter() - began

@@ -19,6 +19,7 @@ from headwater.plugins import sink_batch
 from headwater.protocols import Bus, Sink, Source
 from headwater.router import Router
 from headwater.supervisor import Supervisor
+from headwater.wrap import Prefetching
 
 
 class Runtime:
@@ -44,7 +45,9 @@ class Runtime:
         return self._assembly.sink_streams()
 
     def source(self, capture: str) -> Source:
-        return self._assembly.source(capture)
+        source = self._assembly.source(capture)
+        polled = self._assembly.config.streams[self.capture_streams()[capture][0]].pattern == "query"
+        return Prefetching(source) if polled else source
 
     def mapping(self, capture: str) -> Router:
         return self._assembly.router(capture)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping
 
 from headwater.contracts.model import Contract
@@ -49,6 +51,72 @@ class Metered(_SourceWrapper):
         for batch in self.source.read(after, follow=follow):
             yield batch
             self._seen(batch)
+
+
+class Prefetching(_SourceWrapper):
+    """Reads ahead on a thread of its own, up to `budget` bytes, while the batch before is being appended.
+
+    The source's promises hold: what was read ahead and never appended is read again after a restart.
+    """
+
+    def __init__(self, source: Source, budget: int = 16 * 2**20) -> None:
+        super().__init__(source)
+        self._budget = budget
+
+    def read(self, after: Position | None, *, follow: bool) -> Iterator[Batch]:
+        ahead = _Ahead(self._budget)
+        thread = threading.Thread(
+            target=ahead.fill, args=(self.source.read(after, follow=follow),), name=f"{self.name} read", daemon=True
+        )
+        thread.start()
+        try:
+            yield from ahead.batches()
+        finally:
+            ahead.abandon()
+            self.source.stop()
+            thread.join()
+
+
+class _Ahead:
+    """A queue with a byte budget; at least one batch always fits."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._queue: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
+        self._room = threading.Condition()
+        self._held = 0
+        self._abandoned = False
+
+    def fill(self, source: Iterator[Batch]) -> None:
+        """Ends with None, or with the exception that ended the source: it is raised where the batches are taken."""
+        try:
+            for batch in source:
+                if not self._wait_for_room(batch.nbytes):
+                    return
+                self._queue.put(batch)
+            self._queue.put(None)
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that reads
+            self._queue.put(error)
+
+    def batches(self) -> Iterator[Batch]:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+            with self._room:
+                self._held -= item.nbytes
+                self._room.notify()
+
+    def abandon(self) -> None:
+        with self._room:
+            self._abandoned = True
+            self._room.notify()
+
+    def _wait_for_room(self, nbytes: int) -> bool:
+        with self._room:
+            self._room.wait_for(lambda: self._abandoned or self._held == 0 or self._held + nbytes <= self._budget)
+            self._held += nbytes
+            return not self._abandoned
 
 
 class MeteredSink:

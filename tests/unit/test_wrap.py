@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -16,7 +18,7 @@ from headwater.pipeline import capture, deliver
 from headwater.protocols import Capture, Declaration, Load
 from headwater.sinks.memory import MemorySink, Target
 from headwater.sources.memory import MemoryDatabase, MemorySource
-from headwater.wrap import Faulty, Metered, MeteredSink
+from headwater.wrap import Faulty, Metered, MeteredSink, Prefetching
 from tests import mapping_rows
 from tests.streams import ITEM, append, events, rows_of
 
@@ -100,3 +102,63 @@ def test_a_metered_sink_counts_what_is_durable_and_is_a_sink_in_all_else() -> No
 
 def ids(rows: Iterator[pa.RecordBatch]) -> list[int]:
     return sorted(number for batch in rows for number in batch.column("id").to_pylist())
+
+
+class Slow:
+    """A source of `count` batches of 100 bytes that says how far it was read, and fails behind them if asked."""
+
+    name = "slow"
+
+    def __init__(self, count: int, error: Exception | None = None) -> None:
+        self.read_so_far = 0
+        self.stopped = threading.Event()
+        self._count, self._error = count, error
+
+    def read(self, after: Position | None, *, follow: bool) -> Iterator[Batch]:
+        for number in range(self._count):
+            self.read_so_far += 1
+            yield Batch((), Position(1, number, b""), nbytes=100)
+        if self._error is not None:
+            raise self._error
+        if follow:
+            self.stopped.wait(30)
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+
+def ahead(source: Slow, budget: int = 250) -> Iterator[Batch]:
+    return Prefetching(source, budget).read(None, follow=True)  # type: ignore[arg-type]
+
+
+def test_reading_ahead_gives_the_same_batches_and_ends_with_the_source() -> None:
+    source = Slow(20)
+    found = Prefetching(source, 250).read(None, follow=False)  # type: ignore[arg-type]
+    assert [batch.position.commit for batch in found] == list(range(20))
+
+
+def test_reading_ahead_stops_at_its_budget() -> None:
+    source = Slow(20)
+    batches = ahead(source)
+    next(batches)
+    deadline = time.monotonic() + 5
+    while source.read_so_far < 3 and time.monotonic() < deadline:
+        pass
+    assert source.read_so_far == 3, "two wait, the third has no room"
+    batches.close()  # type: ignore[attr-defined]
+    assert source.stopped.is_set()
+    assert source.read_so_far == 3
+
+
+def test_an_error_of_the_source_comes_behind_the_batches_before_it() -> None:
+    batches = ahead(Slow(2, NotConnected("away")))
+    assert [next(batches).position.commit for _ in range(2)] == [0, 1]
+    with pytest.raises(NotConnected, match="away"):
+        next(batches)
+
+
+def test_whoever_stops_reading_ends_the_thread_that_reads_ahead() -> None:
+    batches = ahead(Slow(1))
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name == "slow read"]
