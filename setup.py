@@ -6,12 +6,19 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 NATIVE = os.environ.get("HEADWATER_NATIVE", "auto")
-MODULES = {"headwater.drivers.sqlite_native": "src/headwater/drivers/sqlite_native.pyx"}
+SOURCES = Path("src")
+
+
+def sources() -> dict[str, str]:
+    """Module -> source. Those named `*_cy` are Python files that run uncompiled, too."""
+    found = [*SOURCES.rglob("*.pyx"), *SOURCES.rglob("*_cy.py")]
+    return {".".join(path.relative_to(SOURCES).with_suffix("").parts): str(path) for path in sorted(found)}
 
 
 def extensions() -> list[Extension]:
@@ -19,7 +26,7 @@ def extensions() -> list[Extension]:
         return []
     found = [
         Extension(name, [source], extra_compile_args=["-O2"], optional=NATIVE != "require")
-        for name, source in MODULES.items()
+        for name, source in sources().items()
     ]
     modules: list[Extension] = cythonize(found, build_dir="build")  # type: ignore[no-untyped-call]
     return modules

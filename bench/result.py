@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 RUNS = 3
@@ -22,6 +22,8 @@ class Result:
     ratio: float | None = None
     yardstick: str = ""
     notes: str = ""
+    about: Mapping[str, str] = field(default_factory=dict)
+    """Settings, versions and sizes that the figure depends on, by what they are of."""
 
 
 @dataclass(frozen=True, slots=True)

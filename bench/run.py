@@ -20,7 +20,7 @@ from bench.result import Result
 
 REPORT = Path(__file__).with_name("RESULTS.md")
 APART = ("run", "result")
-PACKAGES = ("headwater", "pyarrow", "duckdb", "pydantic", "typer")
+PACKAGES = ("headwater", "pyarrow", "duckdb", "psycopg", "adbc-driver-postgresql", "pydantic", "typer")
 
 
 def modules() -> list[str]:
@@ -64,7 +64,16 @@ Written by `make bench` on {now:%Y-%m-%d}. Each figure is the median of three ru
 | system | {platform.system()} {platform.release()} |
 | Python | {platform.python_version()}, SQLite {sqlite3.sqlite_version} |
 | versions | {", ".join(f"{name} {version(name)}" for name in PACKAGES)} |
+
+| what the figures depend on | |
+|---|---|
+{_about(results)}
 """
+
+
+def _about(results: list[Result]) -> str:
+    found = {name: text for result in results for name, text in result.about.items()}
+    return "\n".join(f"| {name} | {text} |" for name, text in found.items())
 
 
 def _row(result: Result) -> str:

@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import fnmatch
 import tempfile
-from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -21,11 +20,20 @@ from headwater import loads, plugins
 from headwater.config import Config, SinkConfig, SourceConfig, StreamConfig
 from headwater.contracts.model import Contract
 from headwater.contracts.store import ContractStore
-from headwater.dialects import Dialect
-from headwater.errors import ConfigError, ContractError
+from headwater.dialects import Dialect, named
+from headwater.errors import ConfigError, ContractError, MappingError
 from headwater.guarantees import effective, refuse_broken_promises, refuse_broken_retention
-from headwater.mapping.stream import MappingPlan, StreamMapping, columns_needed
-from headwater.model import Mapped, TableId
+from headwater.mapping.stream import (
+    Mapping,
+    MappingPlan,
+    StreamMapping,
+    Unmappable,
+    columns_identifying,
+    columns_needed,
+    columns_whole,
+    fingerprint,
+)
+from headwater.model import Mapped, Note, Reload, TableId
 from headwater.protocols import Bus, Capture, Declaration, Guarantee, Load, Sink, Source
 from headwater.router import Route, Router
 
@@ -41,6 +49,8 @@ class Plan:
     table: TableId
     columns: pa.Schema
     key: tuple[str, ...]
+    trouble: MappingError | None = None
+    """Why it cannot be mapped as its table is now, though it could before: then it stands still."""
 
 
 class Assembly:
@@ -147,7 +157,7 @@ class Assembly:
             self._plans[stream] = self._planned(stream)
         return self._plans[stream]
 
-    def mapping(self, stream: str) -> StreamMapping:
+    def mapping(self, stream: str) -> Mapping:
         return self._mapping(self.plan(stream))
 
     def route(self, stream: str) -> Route:
@@ -197,6 +207,29 @@ class Assembly:
             self.bus.settle(Mapped(notes=tuple(notes)))
         self.bus.declare([self._declaration(stream) for stream in self.config.streams])
 
+    def backfill(self, stream: str, where: str | None) -> Note:
+        """What asks the stream's capture for its rows once more, to be noted on the bus."""
+        config = self._stream_config(stream)
+        if config.pattern == "log":
+            return loads.backfill(self.bus, stream, where)
+        if where is not None:
+            raise ConfigError(
+                f"stream {stream}: rows can be chosen (`--where`) where the log is captured, not by `{config.pattern}`",
+                hint="without `--where` all rows are read again",
+            )
+        return loads.reading_owed(self.bus, stream, Reload.REBUILD)
+
+    def begin_anew(self, capture: str) -> None:
+        """Forget where a capture stands; at its next start every stream of it is compared with its rows."""
+        notes: list[Note] = []
+        known = self.bus.streams()
+        for stream in self.capture_streams()[capture]:
+            if stream in known:
+                notes += loads.repair(self.bus, self._declaration(stream))
+        if notes:
+            self.bus.settle(Mapped(notes=tuple(notes)))
+        self.bus.forget(capture)
+
     def _decide(self, stream: str) -> loads.Decision:
         return loads.decide(self.bus, self._declaration(stream), self.config.streams[stream])
 
@@ -218,12 +251,29 @@ class Assembly:
     def _planned(self, stream: str) -> Plan:
         config, contract = self._stream_config(stream), self.contract(stream)
         table, columns, key = self._rows_of(stream, config)
-        names = columns_needed(config, contract, columns.names, key)
-        chosen = pa.schema([columns.field(name) for name in names])
-        return Plan(stream, self.capture_of(stream), config, contract, table, chosen, key)
+        made = Plan(stream, self.capture_of(stream), config, contract, table, columns, key)
+        try:
+            names = columns_needed(config, contract, columns.names, key)
+            plan = dataclasses.replace(made, columns=pa.schema([columns.field(name) for name in names]))
+            self._mapped(plan).close()
+        except MappingError as error:
+            if not self._went_on_before(plan=made):
+                raise
+            plan = dataclasses.replace(made, trouble=error)
+        return plan
 
-    def _mapping(self, plan: Plan) -> StreamMapping:
+    def _went_on_before(self, plan: Plan) -> bool:
+        """Whether this very mapping has been at work: then it is the table that changed, and not the configuration."""
+        known = self.bus.streams().get(plan.stream) if self.append else None
+        return known is not None and known.fingerprint == fingerprint(plan.config, plan.contract)
+
+    def _mapping(self, plan: Plan) -> Mapping:
         """Made anew for each thread that maps: expressions run on a connection of their own."""
+        if plan.trouble is not None:
+            return Unmappable(plan.stream, fingerprint(plan.config, plan.contract), plan.trouble)
+        return self._mapped(plan)
+
+    def _mapped(self, plan: Plan) -> StreamMapping:
         return StreamMapping(
             MappingPlan(
                 stream=plan.stream,
@@ -241,14 +291,26 @@ class Assembly:
         try:
             if config.query is not None:
                 return TableId("", stream), dialect.describe(config.query), config.key
-            table = dialect.table(_table_id(dialect.tables(), config.table or ""))
+            table = dialect.table(named(dialect.tables(), config.table or ""))
             return table.id, table.schema(), config.key or table.key
         finally:
             dialect.close()
 
     def _capture(self, stream: str, load: Load) -> Capture:
         plan = self.plan(stream)
-        return Capture(stream, plan.table, tuple(plan.columns.names), plan.key, plan.config, load)
+        names = plan.columns.names
+        known = plan.trouble is None
+        return Capture(
+            stream,
+            plan.table,
+            tuple(names),
+            plan.key,
+            plan.config,
+            load,
+            kind=plan.contract.kind,
+            whole=columns_whole(plan.config, plan.contract, names) if known else (),
+            identifying=columns_identifying(plan.config, plan.contract, names) if known else (),
+        )
 
     @property
     def _spill(self) -> Path:
@@ -267,16 +329,9 @@ class Assembly:
 T = TypeVar("T")
 
 
-def _named(kind: str, name: str, known: Mapping[str, T]) -> T:
+def _named(kind: str, name: str, known: dict[str, T]) -> T:
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean `{near[0]}`?" if near else f"configured are {', '.join(known) or 'none'}"
     raise ConfigError(f"there is no {kind} `{name}`", hint=hint)
-
-
-def _table_id(known: Sequence[TableId], text: str) -> TableId:
-    """The table that is written so; a name without its schema will do where it is the only one."""
-    exact = [table for table in known if str(table) == text]
-    named = exact or [table for table in known if table.name == text]
-    return named[0] if len(named) == 1 else TableId("", text)

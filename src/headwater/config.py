@@ -17,6 +17,7 @@ from pydantic import Field, SecretStr, field_serializer, field_validator, model_
 from headwater.contracts.document import Document, parse_document, write_yaml
 from headwater.contracts.model import Duration, Frozen, Name, StreamName, validated
 from headwater.errors import ConfigError
+from headwater.redaction import redacted
 
 FORMAT = 1
 FILE = "headwater.yaml"
@@ -229,13 +230,9 @@ def dump(config: Config) -> str:
     return write_yaml(_plain({"headwater": FORMAT, **data}))
 
 
-def redacted(url: str) -> str:
-    """The URL without its password, for messages and reports."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", url)
-
-
 def scheme_of(url: str) -> str:
-    return url.split(":", 1)[0].lower() if ":" in url else ""
+    scheme = url.split(":", 1)[0].lower() if ":" in url else ""
+    return "postgresql" if scheme == "postgres" else scheme  # libpq knows both
 
 
 _VARIABLE = re.compile(r"\$\{(?:(file):)?([^}:]+)(?::-([^}]*))?\}")

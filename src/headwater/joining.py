@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from threading import Event
 
 from headwater.errors import HistoryGone, NotConnected
-from headwater.mapping.stream import StreamMapping
+from headwater.mapping.stream import Mapping
 from headwater.model import Cursor, Events, Order
 from headwater.protocols import Bus, Source
 
@@ -24,7 +24,7 @@ def must_join(bus: Bus, stream: str, cursor: Cursor | None) -> bool:
     return state is not None and cursor is None and not state.complete
 
 
-def rows(source: Source, mapping: StreamMapping, stream: str) -> tuple[Order, Iterator[Events]]:
+def rows(source: Source, mapping: Mapping, stream: str) -> tuple[Order, Iterator[Events]]:
     """The source's rows as events of `stream`, and the order that they stand at. Raises `HistoryGone` if there is none.
 
     Rows that break the contract are left out: they are in quarantine already.

@@ -24,8 +24,9 @@ from __future__ import annotations
 import datetime
 import enum
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -166,17 +167,37 @@ class Changes:
         return pa.schema(list(self.data.schema.field("after").type))
 
 
+Count = tuple[TableId, str | None, int]
+"""How many changes of a table, for one stream or (None) for each stream of it."""
+
+
+class StoredChanges(Protocol):
+    """The changes of a transaction that is too large for memory: read from where they lie, as often as asked."""
+
+    truncates: bool
+    """Whether a TRUNCATE is among them."""
+
+    def __iter__(self) -> Iterator[Changes]: ...
+    def counts(self) -> list[Count]:
+        """Known once they have been read to their end."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What a source yields: whole transactions, in commit order by (`_commit`, `_index`), and the position behind."""
 
-    changes: tuple[Changes, ...]
+    changes: tuple[Changes, ...] | StoredChanges
     position: Position
     nbytes: int = 0
     notes: tuple[Note, ...] = ()
 
+    def counts(self) -> list[Count]:
+        if isinstance(self.changes, tuple):
+            return [(changes.table, changes.stream, len(changes)) for changes in self.changes]
+        return self.changes.counts()
+
     def __len__(self) -> int:
-        return sum(map(len, self.changes))
+        return sum(number for _, _, number in self.counts())
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,12 +275,15 @@ class Parked:
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """What one batch became: what a bus appends in one atomic step, together with the source's position."""
+    """What one batch became: what a bus appends in one atomic step, together with the source's position.
+
+    `events` may be computed while they are taken, once; all else is complete only when they have been.
+    """
 
     events: Iterable[Events] = ()
-    rejected: tuple[Rejected, ...] = ()
-    parked: tuple[Parked, ...] = ()
-    notes: tuple[Note, ...] = ()
+    rejected: Sequence[Rejected] = ()
+    parked: Sequence[Parked] = ()
+    notes: Sequence[Note] = ()
 
 
 @dataclass(frozen=True, slots=True)

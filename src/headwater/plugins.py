@@ -15,11 +15,14 @@ from typing import Any, Protocol
 
 from headwater.config import BusConfig, SinkBatch, SinkConfig, SourceConfig
 from headwater.errors import ConfigError
-from headwater.protocols import Bus, Capture, Guarantee, Sink, Source
+from headwater.protocols import Bus, Capture, Guarantee, Pending, Sink, Source
 
 _SOURCES = {
     "sqlite+trigger": "headwater.sources.trigger_sqlite:open_source",
     "sqlite+query": "headwater.sources.query:open_source",
+    "postgresql+log": "headwater.sources.log_postgres:open_source",
+    "postgresql+trigger": "headwater.sources.trigger_postgres:open_source",
+    "postgresql+query": "headwater.sources.query:open_source",
     "memory+log": "headwater.sources.memory:open_source",
 }
 _BUSES = {
@@ -30,10 +33,12 @@ _SINKS = {
     "duckdb": "headwater.sinks.duckdb:open_sink",
     "sqlite": "headwater.sinks.sqlite:open_sink",
     "parquet": "headwater.sinks.parquet:open_sink",
+    "postgresql": "headwater.sinks.postgres:open_sink",
     "memory": "headwater.sinks.memory:open_sink",
 }
 _DIALECTS = {
     "sqlite": "headwater.dialects.sqlite:open_dialect",
+    "postgresql": "headwater.dialects.postgres:open_dialect",
 }
 
 
@@ -88,6 +93,13 @@ def source_guarantee(scheme: str, pattern: str) -> Callable[..., Guarantee]:
     """The `guarantee(config, *, keyed, key)` beside a source's factory; `key`: the columns that identify a row."""
     module = sys.modules[source_factory(scheme, pattern).__module__]
     found: Callable[..., Guarantee] = module.guarantee
+    return found
+
+
+def source_pending(scheme: str, pattern: str) -> Callable[..., Pending] | None:
+    """The `pending(*, name, pipeline, config)` beside a source's factory, where the source keeps something for us."""
+    module = sys.modules[source_factory(scheme, pattern).__module__]
+    found: Callable[..., Pending] | None = getattr(module, "pending", None)
     return found
 
 

@@ -39,6 +39,10 @@ class Load:
     """None: the stream is empty and rows go straight to the bus, chunk by chunk, resumable. Else see `Reading`."""
     skip: bool = False
     """`initial: none`: only what changes from now on."""
+    where: str | None = None
+    """SQL over the table's columns: which rows (a backfill). Only without `reload`."""
+    earlier: tuple[Load, ...] = ()
+    """What a backfill was asked for behind, oldest first: the one of them that is not finished yet goes before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,12 @@ class Capture:
     """The columns that identify a row; () for a table without a key."""
     config: StreamConfig
     load: Load = field(default_factory=lambda: Load("initial"))
+    kind: str = "fact"
+    """The contract's: `fact` or `event`."""
+    whole: tuple[str, ...] = ()
+    """The columns that each change must carry, because a `where`, key or expression reads them."""
+    identifying: tuple[str, ...] = ()
+    """Those that the event's key is made from: a delete must carry them too."""
 
 
 class Source(Protocol):
@@ -86,6 +96,18 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Give back connections; what the source made in the database stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What a source keeps for a capture, in bytes of its log, as the source itself says."""
+
+    behind: int
+    """Written since the place up to which everything is on the bus; changes of other tables too."""
+    kept: int
+    """What it cannot give up yet."""
+    text: str
+    """The same in a sentence, with what is wrong, if anything is."""
 
 
 @dataclass(frozen=True, slots=True)

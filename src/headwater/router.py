@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +18,13 @@ import pyarrow.compute as pc
 
 from headwater import loads, waiting
 from headwater.contracts.model import Contract
-from headwater.difference import Difference
-from headwater.errors import MappingError, SourceError, StreamStopped
+from headwater.errors import BusFull, MappingError, SourceError, StreamStopped
 from headwater.mapping.keys import canonical_keys
-from headwater.mapping.stream import StreamMapping
+from headwater.mapping.stream import Mapping
 from headwater.model import (
     Batch,
     Changes,
+    Cursor,
     Events,
     Mapped,
     Note,
@@ -33,9 +34,16 @@ from headwater.model import (
     Reading,
     Rejected,
     Reload,
+    StoredChanges,
     TableId,
 )
 from headwater.protocols import Bus
+
+if TYPE_CHECKING:
+    from headwater.difference import Difference
+
+HELD_BYTES = 256 * 2**20
+"""How many bytes of parked and rejected changes of one stored transaction may be in memory."""
 
 _DELETE = pa.scalar(int(Op.DELETE), pa.int8())
 """Typed: Arrow looks for other packages each time it has to guess the type of a Python number."""
@@ -47,7 +55,7 @@ class Route:
 
     stream: str
     table: TableId
-    mapping: StreamMapping
+    mapping: Mapping
     contract: Contract
     strict: bool
     """Whether events of a key wait behind a quarantined one (`kind: event`, `order: strict`)."""
@@ -63,9 +71,8 @@ class _Collected:
     """Events of live changes in this batch, truncates too: what a reading or a truncate later in it compares with must
     hold them before they are in the bus."""
 
-    def mapped(self, batch: Batch | None = None) -> Mapped:
-        notes = (*self.notes, *(batch.notes if batch is not None else ()))
-        return Mapped(chain.from_iterable(self.events), tuple(self.rejected), tuple(self.parked), notes)
+    def mapped(self) -> Mapped:
+        return Mapped(chain.from_iterable(self.events), self.rejected, self.parked, self.notes)
 
 
 @dataclasses.dataclass(slots=True)
@@ -87,18 +94,40 @@ class Router:
         self._broken_off: set[str] = set()
         """Streams that missed a part of the reading under way: the rest of it is worth nothing either."""
         self._owed: set[str] = set()
+        self._emptied: dict[str, Cursor] = {}
+        """Where the newest truncate of a stream was: what lies before it lives no more."""
         self._stopped = False
 
     def __call__(self, batch: Batch) -> Mapped:
-        out = _Collected()
+        out = _Collected(notes=list(batch.notes))
         still = set(self._bus.standing_still())
+        if not isinstance(batch.changes, tuple):
+            return dataclasses.replace(out.mapped(), events=self._in_pieces(batch.changes, still, out))
         for changes in batch.changes:
-            for route in self._targets(changes):
-                if route.stream in still or self._is_broken_off(route, changes):
-                    self._hold(route, changes, out)
-                elif not self._map(route, changes, out):
-                    still.add(route.stream)
-        return out.mapped(batch)
+            self._take(changes, still, out)
+        return out.mapped()
+
+    def _in_pieces(self, stored: StoredChanges, still: set[str], out: _Collected) -> Iterator[Events]:
+        """Mapped while the bus takes the events: neither all changes nor all events are in memory at a time."""
+        for changes in stored:
+            self._take(changes, still, out)
+            yield from chain.from_iterable(out.events)
+            out.events.clear()
+            if not stored.truncates:
+                out.live.clear()
+            held = [item.changes for item in out.parked] + [item.changes for item in out.rejected]
+            if sum(changes.data.nbytes for changes in held) > HELD_BYTES:
+                raise BusFull(
+                    f"one transaction holds more than {HELD_BYTES:,} bytes of changes that cannot be mapped now",
+                    hint="`headwater status` says which stream stands still, or whose rows break the contract",
+                )
+
+    def _take(self, changes: Changes, still: set[str], out: _Collected) -> None:
+        for route in self._targets(changes):
+            if route.stream in still or self._is_broken_off(route, changes):
+                self._hold(route, changes, out)
+            elif not self._map(route, changes, out):
+                still.add(route.stream)
 
     @property
     def owed(self) -> frozenset[str]:
@@ -200,6 +229,8 @@ class Router:
         return rejected
 
     def _begun(self, route: Route) -> _Staged:
+        from headwater.difference import Difference
+
         state = self._bus.streams()[route.stream]
         return _Staged(Difference(route.contract, self._spill, state=state), set())
 
@@ -209,7 +240,7 @@ class Router:
         `live`: what the bus is about to get in the same step.
         """
         mine = [part for part in live if part.stream == route.stream]
-        history = chain(self._bus.read(route.stream, after=None, follow=False), mine)
+        history = chain(self._bus.read(route.stream, after=self._alive_since(route.stream), follow=False), mine)
         found = staged.difference.finish(history, reading)
         key, kept = route.contract.key, staged.rejected_keys
         events = chain.from_iterable(_without_deletes_of(part, key, kept) for part in found)
@@ -219,6 +250,14 @@ class Router:
             staged.difference.close()
             raise
         return _closing(chain(first, events), staged.difference)
+
+    def _alive_since(self, stream: str) -> Cursor | None:
+        """Where the events begin that say what lives now; None: with the first."""
+        since = self._emptied.get(stream)
+        if since is None:
+            return None
+        state = self._bus.streams()[stream]
+        return since if since.incarnation == state.incarnation and since.offset >= state.first else None
 
     def _not_yet_known(self, stream: str, rejected: Rejected) -> Rejected | None:
         """A reading meets the same broken row each time; the quarantine has it once for each thing wrong with it."""
@@ -258,6 +297,8 @@ class Router:
         nothing = self._begun(route)
         nothing.difference.add(_slice(truncate, 0, 0))
         deletes = self._settled(route, Reading(Reload.DIFFERENCE, place, True), nothing, before)
+        state = self._bus.streams()[route.stream]
+        self._emptied[route.stream] = Cursor(state.incarnation, (state.head,))
         return (_placed(part, place) for part in deletes)
 
 

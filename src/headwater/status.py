@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headwater import figures
+from headwater import figures, plugins
 from headwater.errors import HeadwaterError
 from headwater.model import Cursor, Order, Position, utc_now
-from headwater.protocols import Bus, GroupState, Guarantee, PlacedNote, StreamState
+from headwater.protocols import Bus, GroupState, Guarantee, Pending, PlacedNote, StreamState
 
 if TYPE_CHECKING:
     from headwater.assembly import Assembly
@@ -84,6 +84,16 @@ class StreamStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class CaptureStatus:
+    """A capture whose source keeps something for it. `pending`: None while the source cannot be asked."""
+
+    capture: str
+    streams: tuple[str, ...]
+    pending: Pending | None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DeliveryStatus:
     """One stream in one sink. `lag_seconds`: how long the oldest event that is not in the sink has waited."""
 
@@ -113,6 +123,7 @@ class StatusReport:
     started: datetime.datetime | None
     streams: tuple[StreamStatus, ...]
     sinks: tuple[SinkStatus, ...]
+    captures: tuple[CaptureStatus, ...] = ()
     trouble: str = ""
     """What is wrong with the running pipeline as a whole."""
 
@@ -138,8 +149,22 @@ def status(assembly: Assembly) -> StatusReport:
         started=now.started if now else None,
         streams=tuple(view.stream(name) for name in known),
         sinks=tuple(view.sink(name) for name in assembly.config.sinks),
+        captures=tuple(_captures(assembly)),
         trouble=now.trouble if now else "",
     )
+
+
+def _captures(assembly: Assembly) -> Iterator[CaptureStatus]:
+    for name, streams in assembly.capture_streams().items():
+        source, pattern = name.split("/")[:2]
+        config = assembly.config.sources[source]
+        ask = plugins.source_pending(config.scheme, pattern)
+        if ask is None:
+            continue
+        try:
+            yield CaptureStatus(name, streams, ask(name=name, pipeline=assembly.config.name, config=config))
+        except HeadwaterError as error:
+            yield CaptureStatus(name, streams, None, error.message)
 
 
 FRESH = datetime.timedelta(seconds=15)

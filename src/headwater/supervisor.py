@@ -60,6 +60,9 @@ class Parts(Protocol):
     def answer(self) -> None:
         """Do what other processes ask of the appender; called at each tick."""
 
+    def to_begin_anew(self) -> set[str]:
+        """The captures that were asked for what is only done at a beginning, since the last call."""
+
     def stop(self) -> None:
         """Make a `prepare` that waits give up, with `NotConnected`; from any thread."""
 
@@ -172,8 +175,10 @@ class Supervisor:
         states = self._parts.bus.streams()
         resuming = {name for name, state in states.items() if state.resuming}
         flowing = {name for name, state in states.items() if state.paused is None}
+        asked = self._parts.to_begin_anew()
         for capturing in self._captures:
-            if capturing.alive and (resuming & set(capturing.streams) or flowing & capturing.owed):
+            owes = resuming & set(capturing.streams) or flowing & capturing.owed or capturing.name in asked
+            if capturing.alive and owes:
                 capturing.restart()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import duckdb
 import yaml
@@ -65,9 +65,10 @@ class Project:
         }
     )
     contracts: dict[str, dict[str, Any]] = field(default_factory=lambda: {"shop.item": contract("shop.item")})
+    tables: ClassVar[str] = TABLES
 
     def __post_init__(self) -> None:
-        self.sql(TABLES)
+        self.sql(self.tables)
 
     def sql(self, script: str) -> None:
         """What the application does."""
@@ -185,8 +186,11 @@ class Project:
         return found
 
     def notes(self, kind: str, name: str = "shop.item") -> list[str]:
+        return [text for found, text in self.all_notes(name) if found == kind]
+
+    def all_notes(self, name: str = "shop.item") -> list[tuple[str, str]]:
         with self.assembly() as assembly:
-            return [placed.note.text for placed in assembly.bus.notes(name) if placed.note.kind == kind]
+            return [(placed.note.kind, placed.note.text) for placed in assembly.bus.notes(name)]
 
 
 @contextmanager

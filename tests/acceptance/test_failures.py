@@ -22,8 +22,8 @@ def in_the_tests() -> dict[str, set[str]]:
     for place in (ROOT / "tests", ROOT / "src/headwater/testing"):
         for path in place.rglob("*.py"):
             for match in TEST.finditer(path.read_text(encoding="utf-8")):
-                for rule in re.findall(r"f\d+", match[2]):
-                    found.setdefault(rule.upper(), set()).add(match[1])
+                for number in re.findall(r"f(\d+)", match[2]):
+                    found.setdefault(f"F{int(number)}", set()).add(match[1])
     return found
 
 

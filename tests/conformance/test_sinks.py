@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from headwater import plugins
-from headwater.testing.sinks import SinkConformance, SinkTarget
+from headwater.testing.sink_events import SinkTarget, sink_target
+from headwater.testing.sinks import SinkConformance
 
 
 class TestSinks(SinkConformance):
     @pytest.fixture(params=plugins.known("sinks"))
     def target(self, request: pytest.FixtureRequest, tmp_path: Path) -> SinkTarget:
-        return SinkTarget(f"{request.param}:target", tmp_path)
+        return sink_target(request.param, tmp_path, lambda: str(request.getfixturevalue("database")))

@@ -17,5 +17,6 @@ class TestSources(SourceConformance):
     @pytest.fixture(params=known(), ids=" ".join)
     def world(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
         adapter, name = request.param
-        with closing(worlds(adapter)[name](tmp_path)) as world:
+        url = request.getfixturevalue("database") if adapter.startswith("postgresql") else ""
+        with closing(worlds(adapter, tmp_path, url)[name]()) as world:
             yield world

@@ -22,7 +22,9 @@ CONTEXT.set_forkserver_preload(
     [
         "duckdb", "pyarrow.parquet", "sqlglot", "tests.crash.world", "headwater.runtime", "headwater.buses.embedded",
         "headwater.dialects.sqlite", "headwater.sources.trigger_sqlite", "headwater.sources.query",
-        "headwater.sinks.duckdb", "headwater.sinks.sqlite", "headwater.sinks.parquet",
+        "headwater.sinks.duckdb", "headwater.sinks.sqlite", "headwater.sinks.parquet", "psycopg",
+        "adbc_driver_postgresql.dbapi", "headwater.dialects.postgres", "headwater.sources.log_postgres",
+        "headwater.sinks.postgres", "tests.crash.postgres_world",
     ]
 )  # fmt: skip
 

@@ -18,7 +18,7 @@ import pytest
 from headwater.errors import Busy, CursorMismatch, NotConnected, RowRefused, SinkError
 from headwater.model import Cursor, Op
 from headwater.protocols import Sink
-from headwater.testing.sinks import Script, SinkTarget, contract_of, row, rows_in
+from headwater.testing.sink_events import Script, SinkTarget, contract_of, row, rows_in
 
 C, U, D = Op.CREATE, Op.UPDATE, Op.DELETE
 

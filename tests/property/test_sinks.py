@@ -3,9 +3,10 @@ fold of what was sent."""
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from headwater import plugins
 from headwater.errors import HeadwaterError
 from headwater.model import Cursor, Op
 from headwater.protocols import Sink
-from headwater.testing.sinks import Row, Script, SinkTarget, all_rows, contract_of, failing, row
+from headwater.testing.sink_events import Row, Script, SinkTarget, all_rows, contract_of, failing, row, sink_target
 
 SCHEMES = plugins.known("sinks")
 KEYS = st.integers(0, 4)
@@ -77,15 +78,30 @@ def _folded(history: Sequence[Row]) -> dict[int, Row]:
     return state
 
 
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def fresh(request: pytest.FixtureRequest, scheme: str) -> Callable[[Path], SinkTarget]:
+    """Makes a new target in a directory; those of one database each have a schema of their own."""
+
+    def make(directory: Path) -> SinkTarget:
+        target = sink_target(scheme, directory, lambda: str(request.getfixturevalue("database")))
+        target.options = {"schema": f"s{next(_numbers)}"} if scheme == "postgresql" else {}
+        return target
+
+    return make
+
+
 @pytest.mark.parametrize("deletes", ["hard", "soft"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 @settings(deadline=None, max_examples=12, suppress_health_check=list(HealthCheck))
 @given(history=histories(), steps=st.lists(st.integers(1, 9), min_size=1, max_size=4), seed=st.integers(0, 2**16))
 def test_the_target_is_the_fold_of_the_events(
-    scheme: str, deletes: str, history: list[Row], steps: list[int], seed: int
+    fresh: Callable[[Path], SinkTarget], deletes: str, history: list[Row], steps: list[int], seed: int
 ) -> None:
     directory = Path(tempfile.mkdtemp())
-    target = SinkTarget(f"{scheme}:target", directory)
+    target = fresh(directory)
     try:
         sink = _delivered(target, history, steps, seed, deletes=deletes, hold=True)  # opening files is tested elsewhere
         names = ("id", "name", "price", "note", "_commit", "_index")

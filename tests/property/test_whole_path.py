@@ -6,7 +6,9 @@ Crashes are errors at failpoints, after which the run is abandoned and another b
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import itertools
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
@@ -260,7 +262,13 @@ class Way:
     def sinks(self) -> dict[str, Any]:
         deletes = "soft" if self.soft and self.mode == "current" else "hard"
         batch = {"events": 3, "age": "1ms"}
-        return {"copy": {"url": f"{self.sink}:copy", "mode": self.mode, "deletes": deletes, "batch": batch}}
+        made: dict[str, Any] = {"url": f"{self.sink}:copy", "mode": self.mode, "deletes": deletes, "batch": batch}
+        if self.sink.startswith("postgresql:"):
+            made |= {"url": self.sink, "options": {"schema": f"world_{next(_schemas)}"}}
+        return {"copy": made}
+
+
+_schemas = itertools.count()
 
 
 WAYS = st.builds(
@@ -349,15 +357,38 @@ def _hurried() -> Iterator[None]:
 
 
 @st.composite
-def stories(draw: st.DrawFn) -> tuple[Shape, Way, list[Life]]:
+def stories(draw: st.DrawFn, *, nul: bool = True) -> tuple[Shape, Way, list[Life]]:
     shape = draw(shapes())
+    if not nul:
+        columns = {name: _without_nul(column) for name, column in shape.columns.items()}
+        shape = dataclasses.replace(shape, columns=columns)
     return shape, draw(WAYS), draw(lives(shape))
+
+
+def _without_nul(column: Column) -> Column:
+    """PostgreSQL has no place for that character in a text."""
+    if column.type != "string":
+        return column
+    return dataclasses.replace(column, values=column.values.map(lambda text: text.replace("\0", "")))
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(stories())
 def test_the_sink_is_the_source_as_plain_python_maps_it(story: tuple[Shape, Way, list[Life]]) -> None:
+    tell(*story)
+
+
+@pytest.mark.needs("postgres")
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(story=stories(nul=False))
+def test_a_postgres_sink_is_the_source_as_plain_python_maps_it(
+    database: str, story: tuple[Shape, Way, list[Life]]
+) -> None:
     shape, way, told = story
+    tell(shape, dataclasses.replace(way, sink=database), told)
+
+
+def tell(shape: Shape, way: Way, told: list[Life]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         world = World(directory, shape, way)
         for life in told:

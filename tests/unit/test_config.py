@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from headwater import config as configuration
-from headwater.config import Config, SinkConfig, SourceConfig, StreamConfig, dump, load, parse, redacted
+from headwater.config import Config, SinkConfig, SourceConfig, StreamConfig, dump, load, parse
 from headwater.errors import ConfigError
+from headwater.redaction import redacted
 
 TEXT = """\
 headwater: 1

@@ -253,5 +253,5 @@ def test_reports_are_plain_values(file: Path) -> None:
 def test_the_documentation_has_the_table_of_sights() -> None:
     text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
     assert markdown() in text
-    assert len(markdown().splitlines()) == len(fields(Sight)) + 1
+    assert len(markdown().splitlines()) == len([field for field in fields(Sight) if field.type == "str"]) + 2
     assert list(SIGHTS) == ["log", "trigger", "outbox", "query by timestamp", "query by id", "bulk query"]

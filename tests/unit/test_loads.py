@@ -126,6 +126,61 @@ TABLE = [
         3,
         [],
     ),
+    # backfills
+    (
+        "a backfill",
+        {"rows": True, "positioned": True, "notes": ("backfill-0 rows 3",)},
+        {},
+        {},
+        Load("backfill-0", earlier=(INITIAL,)),
+        3,
+        [],
+    ),
+    (
+        "a backfill of some rows",
+        {"rows": True, "positioned": True, "notes": ("backfill-0 rows 3 \"name = 'a  b'\"",)},
+        {},
+        {},
+        Load("backfill-0", where="name = 'a  b'", earlier=(INITIAL,)),
+        3,
+        [],
+    ),
+    (
+        "one backfill behind another, and behind a comparison: none replaces what may not be finished",
+        {
+            "rows": True,
+            "positioned": True,
+            "notes": (
+                "rebuild-0 rebuild 1",
+                "switch-1 difference 2",
+                'backfill-2 rows 3 "id = 1"',
+                "backfill-3 rows 3",
+            ),
+        },
+        {},
+        {},
+        Load("backfill-3", earlier=(Load("switch-1", COMPARE), Load("backfill-2", where="id = 1"))),
+        3,
+        [],
+    ),
+    (
+        "a backfill of a stream that came back: its rows are compared first",
+        {"rows": True, "positioned": True, "notes": ("away skip 0", "backfill-1 rows 3")},
+        {},
+        {},
+        Load("return-2", COMPARE),
+        4,
+        ["return-2 difference 4"],
+    ),
+    (
+        "position lost after a backfill: some rows are not all",
+        {"rows": True, "notes": ('backfill-0 rows 3 "id = 1"',)},
+        {},
+        {},
+        Load("switch-1", COMPARE),
+        4,
+        ["switch-1 difference 4"],
+    ),
     # the mapping was changed
     ("new mapping, forward", {"rows": True, "positioned": True}, {"fingerprint": "g"}, {}, INITIAL, 3, []),
     (
@@ -233,3 +288,27 @@ def test_streams_that_are_no_longer_configured_are_noted_once() -> None:
 def test_a_mapping_that_changes_is_noted_with_the_place_it_holds_from() -> None:
     found = loads.decide(bus(rows=True, positioned=True), declaration(fingerprint="g"), config())
     assert [(note.kind, note.text) for note in found.notes] == [("mapping", "mapping g holds from here")]
+
+
+def test_a_backfill_is_noted_with_its_condition_and_found_again() -> None:
+    known = bus(rows=True, positioned=True)
+    for number, where in enumerate([None, "name = 'a' || chr(10)"]):
+        known.settle(Mapped(notes=(loads.backfill(known, "shop.item", where),)))
+        found = loads.decide(known, declaration(), config()).load
+        assert found == Load(f"backfill-{number}", where=where, earlier=found.earlier)
+        assert [load.token for load in found.earlier] == ["initial", *(f"backfill-{n}" for n in range(number))]
+
+
+def test_a_repair_compares_in_a_new_epoch_and_says_that_changes_are_missing() -> None:
+    known = bus(rows=True, positioned=True)
+    known.settle(Mapped(notes=loads.repair(known, declaration())))
+    decided = loads.decide(known, declaration(), config())
+    assert (decided.load, decided.epoch) == (Load("repair-0", COMPARE), 4)
+    assert [placed.note.kind for placed in known.notes("shop.item")] == ["load", "gap"]
+
+
+def test_a_repair_without_a_key_reads_nothing_again_and_says_so() -> None:
+    known = bus(rows=True, positioned=True)
+    known.settle(Mapped(notes=loads.repair(known, declaration(key=()))))
+    assert loads.decide(known, declaration(key=()), config()).load == skip("repair-0")
+    assert "is not in the stream" in known.notes("shop.item")[-1].note.text

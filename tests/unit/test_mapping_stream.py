@@ -9,7 +9,14 @@ import pyarrow as pa
 import pytest
 
 from headwater.errors import MappingError, StreamStopped
-from headwater.mapping.stream import MappingPlan, StreamMapping, columns_needed, pii_findings
+from headwater.mapping.stream import (
+    MappingPlan,
+    StreamMapping,
+    columns_identifying,
+    columns_needed,
+    columns_whole,
+    pii_findings,
+)
 from headwater.model import Changes, Reading, Reload, TableId, id_seed
 from headwater.model import Order as Place
 from headwater.schema import events_schema
@@ -359,6 +366,18 @@ def test_columns_needed_are_those_that_something_reads() -> None:
         "Key 2",
     )
     assert columns_needed(config(function="m:f"), of, available) == tuple(available)
+
+
+def test_columns_that_a_change_or_a_delete_must_carry() -> None:
+    available = ["id", "mode", "price", "note"]
+    of = contract({"id": {"type": "int64"}, "note": {"type": "string"}, "cost": {"type": "float64"}})
+    settings = config(where="mode <> 'b'", fields={"cost": "price * 2"})
+    assert columns_whole(settings, of, available) == ("id", "mode", "price")
+    assert columns_identifying(settings, of, available) == ("id",)
+    everything = config(function="m:f")
+    assert (
+        columns_whole(everything, of, available) == columns_identifying(everything, of, available) == tuple(available)
+    )
 
 
 def test_type_without_a_lossless_way_is_refused_at_once() -> None:

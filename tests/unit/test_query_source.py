@@ -288,7 +288,8 @@ def test_an_invalid_value_is_marked_and_passes(db: Bench) -> None:
     capture = db.capture("id n", "id", cursor="at")
     db.run("ALTER TABLE t ADD COLUMN n INTEGER", put_n(1, "'abc'"), put_n(2, "5"))
     (batch, *_) = db.batches(capture)
-    assert batch.changes[0].data.column("_invalid").to_pylist() == [
+    (first, *_) = batch.changes
+    assert first.data.column("_invalid").to_pylist() == [
         [{"column": "n", "expected": "int64", "got": "text 'abc'"}],
         None,
     ]

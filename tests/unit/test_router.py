@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from headwater import router
 from headwater.buses.memory import MemoryBus
 from headwater.contracts.model import Contract
-from headwater.model import Batch, Changes, Order, Position, Reading, Reload
+from headwater.errors import BusFull
+from headwater.model import Batch, Changes, Order, Position, Reading, Reload, TableId
 from headwater.protocols import Declaration
 from headwater.quarantine import replay
 from headwater.router import Route, Router
@@ -89,6 +92,95 @@ def part(
     """A part of a reading of the first stream."""
     made = put(commit, *ids, mode=mode, letter="r")
     return dataclasses.replace(made, stream=STREAM, reading=Reading(reload, Order(1, since, 2**32 - 1), last))
+
+
+# a transaction too large for memory
+
+
+class Stored:
+    """Changes made while they are asked for; `alive` counts those that somebody still holds."""
+
+    def __init__(self, *pieces: Changes, truncates: bool = False) -> None:
+        self.truncates = truncates
+        self.alive: list[weakref.ref[Any]] = []
+        self.most = 0
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[Changes]:
+        for piece in self._pieces:
+            made = dataclasses.replace(piece, data=piece.data.take(list(range(len(piece)))))
+            self.alive.append(weakref.ref(made.data))
+            self.most = max(self.most, sum(ref() is not None for ref in self.alive))
+            yield made
+            del made
+
+    def counts(self) -> list[tuple[TableId, str | None, int]]:
+        return [(piece.table, None, len(piece)) for piece in self._pieces]
+
+
+def stored_take(world: World, stored: Stored) -> None:
+    batch = Batch(stored, Position(1, 9, b""))
+    assert len(batch) == sum(number for _, _, number in stored.counts())
+    mapped = world.router(batch)
+    for _ in mapped.events:
+        pass
+    del mapped
+
+
+def test_a_stored_transaction_is_mapped_piece_by_piece_and_appended_as_one(world: World) -> None:
+    batch = Batch(Stored(put(1, 1), put(1, 2), put(1, 3)), Position(1, 1, b""))
+    world.bus.append(world.router(batch), source=SOURCE, position=batch.position)
+    assert [event[:2] for event in world.events()] == [("c", 1), ("c", 2), ("c", 3)]
+    assert world.events() == world.events(OTHER)
+    stored = Stored(*(put(1, number) for number in range(50)))
+    stored_take(world, stored)
+    assert stored.most <= 3, "the pieces before are given back"
+
+
+def test_a_stored_transaction_with_a_truncate_deletes_what_it_wrote_before(world: World) -> None:
+    truncate = rows.changes([change("t", 2, index=4)])
+    batch = Batch(Stored(put(2, 1), truncate, put(2, 2), truncates=True), Position(1, 2, b""))
+    world.bus.append(world.router(batch), source=SOURCE, position=batch.position)
+    assert [event[:2] for event in world.events()] == [("c", 1), ("d", 1), ("c", 2)]
+
+
+def test_rejected_and_parked_changes_of_a_stored_transaction_are_appended_with_it(tmp_path: Path) -> None:
+    world = World(tmp_path, fields={**rows.FIELDS, "mode": {"type": "string", "enum": ["audit"]}})
+    world.bus.pause(OTHER, "maintenance")
+    batch = Batch(Stored(put(1, 1), put(1, 2, mode="wrong")), Position(1, 1, b""))
+    world.bus.append(world.router(batch), source=SOURCE, position=batch.position)
+    assert [row[0] for row in world.rejected()] == ['{"id":2}']
+    assert world.bus.streams()[OTHER].parked == 2
+
+
+def test_a_stored_transaction_that_cannot_be_mapped_does_not_fill_the_memory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router, "HELD_BYTES", 100)
+    world.bus.pause(STREAM, "maintenance")
+    with pytest.raises(BusFull, match="cannot be mapped now"):
+        stored_take(world, Stored(*(put(1, number) for number in range(50))))
+
+
+def test_a_second_truncate_reads_only_what_came_since_the_first(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.take(put(1, 1, 2), rows.changes([change("t", 1, index=4)]), put(2, 3))
+    world.take(put(3, 4), rows.changes([change("t", 3, index=2)]), put(4, 5))
+    places: list[Any] = []
+    read = world.bus.read
+
+    def watched(stream: str, **settings: Any) -> Any:
+        places.append(settings["after"])
+        return read(stream, **settings)
+
+    monkeypatch.setattr(world.bus, "read", watched)
+    world.take(put(5, 6), rows.changes([change("t", 5, index=2)]))
+    monkeypatch.undo()
+    assert [place.offset for place in places] == [5, 5], "one for each stream of the table"
+    assert [event[:2] for event in world.events()] == [
+        *(("c", 1), ("c", 2), ("d", 1), ("d", 2), ("c", 3)),
+        *(("c", 4), ("d", 3), ("d", 4), ("c", 5)),
+        *(("c", 6), ("d", 5), ("d", 6)),
+    ]
 
 
 # streams that stand still

@@ -22,7 +22,7 @@ from headwater.config import SourceConfig, StreamConfig
 from headwater.contracts.naming import snake
 from headwater.contracts.store import ContractStore
 from headwater.dialects import Column, ForeignKey, Table
-from headwater.doctor.choice import choose, cursor_of
+from headwater.doctor.choice import Obstacles, choose, cursor_of
 from headwater.drivers.sqlite import quoted
 from headwater.errors import ConfigError
 from headwater.model import TIMESTAMP, TableId
@@ -505,5 +505,5 @@ def test_a_cursor_must_be_indexed_and_always_set() -> None:
 
 def test_a_table_without_primary_key_is_identified_by_a_unique_index_that_is_never_null() -> None:
     keyless = table("t", column("code"), column("note", nullable=True), key=(), unique=(("note",), ("code",)))
-    choice = choose(keyless, scheme="sqlite", writable=True)
+    choice = choose(keyless, Obstacles())
     assert (choice.pattern, choice.key) == ("trigger", ("code",))

@@ -128,6 +128,7 @@ class Parts:
         self.cursors: dict[tuple[str, str], Cursor] = {}
         self.broken_streams: dict[str, SourceError] = {}
         self.owed: set[str] = set()
+        self.anew: set[str] = set()
         self.confirmed = self.drained = self.closed = self.stopped = 0
         self.on_write: Callable[[], None] = lambda: None
         self.maintaining: Callable[[], bool] = lambda: False
@@ -165,6 +166,10 @@ class Parts:
         return self.maintaining()
 
     def answer(self) -> None: ...
+
+    def to_begin_anew(self) -> set[str]:
+        asked, self.anew = self.anew, set()
+        return asked
 
     def stop(self) -> None:
         self.stopped += 1
@@ -334,6 +339,17 @@ def test_a_capture_that_owes_a_reading_begins_anew_once_the_stream_flows() -> No
         supervisor._captures[0]._mapping.owed = frozenset({"shop.item"})  # type: ignore[union-attr,misc]
         parts.bus.resume("shop.item")
         parts.bus.settle(Mapped())
+        until(lambda: parts.drained == 2)
+
+
+def test_a_capture_that_is_asked_to_begins_anew() -> None:
+    parts = Parts()
+    with running(parts):
+        until(lambda: parts.drained == 1)
+        parts.anew = {"another"}
+        until(lambda: not parts.anew)
+        assert parts.drained == 1
+        parts.anew = {CAPTURE}
         until(lambda: parts.drained == 2)
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 from headwater import plugins
 from headwater.config import Config, StreamConfig
-from headwater.dialects import Dialect, Table
+from headwater.dialects import Dialect, Table, named
 from headwater.errors import HeadwaterError
-from headwater.model import TableId
 from headwater.protocols import Guarantee
 
 
@@ -49,8 +48,7 @@ def _inspected(config: Config, stream: StreamConfig) -> tuple[Table | None, tupl
     try:
         if stream.query is not None:
             return None, tuple(dialect.describe(stream.query).names)
-        schema, dot, name = (stream.table or "").partition(".")
-        table = dialect.table(TableId(schema, name) if dot else TableId("", schema))
+        table = dialect.table(named(dialect.tables(), stream.table or ""))
         return table, tuple(column.name for column in table.columns)
     finally:
         dialect.close()

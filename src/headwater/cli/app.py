@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import typer
 
-from headwater.cli import bus, contract, look, quarantine, sink, start, streams, tail
+from headwater.cli import bus, contract, grants, look, mend, quarantine, sink, start, streams, tail
 from headwater.cli.output import DIFFERS, FAILED, MISUSED
 from headwater.errors import ConfigError, HeadwaterError
 
@@ -34,8 +34,24 @@ app = typer.Typer(
 )
 
 BEGIN: tuple[Callable[..., None], ...] = (start.init, start.run, start.demo)
-LOOK: tuple[Callable[..., None], ...] = (look.status, tail.tail, look.sql, look.doctor, look.check, look.verify)
-MEND: tuple[Callable[..., None], ...] = (streams.pause, streams.resume, bus.backup, bus.restore, streams.destroy)
+LOOK: tuple[Callable[..., None], ...] = (
+    look.status,
+    tail.tail,
+    look.sql,
+    look.doctor,
+    grants.grants,
+    look.check,
+    look.verify,
+)
+MEND: tuple[Callable[..., None], ...] = (
+    streams.pause,
+    streams.resume,
+    mend.backfill,
+    mend.repair,
+    bus.backup,
+    bus.restore,
+    streams.destroy,
+)
 APART: tuple[Callable[..., None], ...] = (start.migrate, start.schema, start.version)
 GROUPS = {"contract": contract.app, "quarantine": quarantine.app, "sink": sink.app, "bus": bus.app}
 

@@ -82,6 +82,9 @@ def _print_status(report: StatusReport) -> None:
     print()
     rows = [_sink_row(sink, place) for sink in report.sinks for place in range(len(sink.streams))]
     print_table(("sink", "state", "stream", "cursor", "lag", "oldest waits", "delivery"), rows)
+    for capture in report.captures:
+        text = capture.pending.text if capture.pending is not None else capture.error
+        print("\n" + textwrap.fill(f"{capture.capture}: {text}", _width(), subsequent_indent="  "))
     for names, texts in _remarks(report).items():
         print("\n" + textwrap.fill(_called(names, report), _width(), subsequent_indent="  "))
         for text in texts:
@@ -251,7 +254,7 @@ def doctor(
 def _doctor_lines(report: TableReport) -> Iterator[str]:
     rows = f", about {count(report.rows, 'row')}" if report.rows is not None else ""
     feeds = f", feeds {', '.join(report.streams)}" if report.streams else ", feeds no stream"
-    yield f"{report.source}: {report.table or 'cannot be looked at'}{rows}{feeds if report.table else ''}"
+    yield f"{report.source}: {report.table}{rows}{feeds}" if report.table else f"{report.source}, as a whole"
     for probe in report.probes:
         yield _hung(probe.state, f"{probe.name}: {probe.text}")
         yield from _indented(probe.fix, 11)

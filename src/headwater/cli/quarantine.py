@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headwater.cli.appender import by_the_appender
 from headwater.cli.output import (
     DIFFERS,
     FILE,
@@ -26,7 +27,6 @@ from headwater.cli.tail import known_stream
 
 if TYPE_CHECKING:
     from headwater.protocols import RejectedRow
-    from headwater.requests import Handler
 
 app = typer.Typer(
     help="Changes that broke their contract: nothing of them is lost.", no_args_is_help=True, rich_markup_mode=None
@@ -119,7 +119,7 @@ def replay(
       headwater quarantine replay learning.enrollment -n 17 -n 18
     """
     _must_be_captured(config, stream)
-    done = _by_the_appender(config, "replay", stream=stream, numbers=number)
+    done = by_the_appender(config, "replay", stream=stream, numbers=number)
     if as_json:
         print_json(done)
     else:
@@ -139,7 +139,7 @@ def drop(numbers: Numbers, config: File = FILE, yes: Yes = False) -> None:
     with assembled(config) as assembly:
         _must_exist(numbers, {row.number: row for row in assembly.bus.rejected()})
     ask(f"drop {count(len(numbers), 'quarantined change')} for good?", yes=yes)
-    _by_the_appender(config, "drop", numbers=numbers)
+    by_the_appender(config, "drop", numbers=numbers)
     print(f"dropped {count(len(numbers), 'change')}")
 
 
@@ -154,21 +154,6 @@ def _must_be_captured(config: Path, stream: str) -> None:
                 f"stream `{stream}` is on the bus, but {config} does not have it, so that nothing can map its changes",
                 hint="`headwater quarantine show` has them in full",
             )
-
-
-def _by_the_appender(config: Path, what: str, **arguments: Any) -> dict[str, Any]:
-    """Only one process appends: the running pipeline if there is one, else this one."""
-    from headwater import requests
-    from headwater.runtime import Runtime
-    from headwater.status import running
-
-    with assembled(config) as assembly:
-        home = assembly.home
-        if home is not None and running(home) is not None:
-            return requests.ask(home, what, **arguments)
-    with assembled(config, append=True) as assembly:
-        handler: Handler = getattr(Runtime(assembly), what)
-        return handler(**arguments)
 
 
 def _must_exist(numbers: Iterable[int], known: dict[int, RejectedRow]) -> None:

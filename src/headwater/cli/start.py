@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,12 +18,16 @@ if TYPE_CHECKING:
     from headwater.assembly import Assembly
     from headwater.cli.live import Show
     from headwater.figures import Figures
+    from headwater.supervisor import Supervisor
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s action=%(action)s"
 
 
 def init(
-    url: Annotated[str, typer.Argument(metavar="URL", help="The database, as sqlite:///path/to/your.db")],
+    url: Annotated[
+        str,
+        typer.Argument(metavar="URL", help="The database: sqlite:///path/to/your.db, postgresql://user@host/database"),
+    ],
     directory: Annotated[Path, typer.Option(help="Where to write headwater.yaml and contracts/.")] = Path(),
     table: Annotated[list[str] | None, typer.Option(help="Only this table; may be given several times.")] = None,
     name: Annotated[str, typer.Option(help="The pipeline's name; taken from the database's unless given.")] = "",
@@ -30,13 +35,14 @@ def init(
     """Write headwater.yaml and contracts for a database.
 
     Looks at it, chooses tables, and writes one contract for each. Columns that look secret or personal are
-    withheld, with a comment; each choice says why. Read what it wrote before you run it: a contract is a
-    promise to others.
+    withheld, with a comment; each choice says why. A password in the URL is not written. Read what it wrote before
+    you run it: a contract is a promise to others.
 
     \b
     Examples:
       headwater init sqlite:///lms.db
       headwater init sqlite:///lms.db --table auth_user --table course --directory pipeline
+      headwater init "postgresql://headwater@db.example/lms?sslmode=verify-full"
     """
     from headwater.scaffold import scaffold
 
@@ -76,9 +82,8 @@ def run(
 def supervise(assembly: Assembly, show: Show, *, follow: bool, until: Callable[[int], bool] | None = None) -> int:
     """Run a pipeline and show it. `until`, asked at each tick with the lag in events, may end it."""
     from headwater.cli.live import Camera
-    from headwater.runtime import start
 
-    supervisor = start(assembly)
+    supervisor = _started(assembly, patient=follow)
     camera = Camera(assembly)
     previous = [signal.signal(number, lambda *_: supervisor.stop()) for number in _STOPPING]
 
@@ -93,6 +98,28 @@ def supervise(assembly: Assembly, show: Show, *, follow: bool, until: Callable[[
     finally:
         for number, handler in zip(_STOPPING, previous, strict=True):
             signal.signal(number, handler)
+
+
+def _started(assembly: Assembly, *, patient: bool) -> Supervisor:
+    """`patient`: a database that is away is waited for, as it is later on; then every worker has its own patience."""
+    import logging
+    import time
+
+    from headwater.errors import NotConnected
+    from headwater.runtime import start
+    from headwater.supervisor import FIRST_PAUSE, LONGEST_PAUSE
+
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            return start(assembly)
+        except NotConnected as error:
+            if not patient:
+                raise
+            text = "waiting for a source: %s"
+            logging.getLogger("headwater").warning(text, error, extra={"action": "waiting_to_start"})
+        time.sleep(pause)
+        pause = min(pause * 2, LONGEST_PAUSE)
 
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -190,6 +217,7 @@ def version(as_json: Json = False) -> None:
     """
     import platform
     import sqlite3
+    from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed
 
     from headwater.native import running
@@ -200,7 +228,19 @@ def version(as_json: Json = False) -> None:
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
     }
+    for client in _CLIENTS:
+        with suppress(PackageNotFoundError):
+            report[client] = installed(client)
     if as_json:
         print_json(report)
     else:
-        print("headwater {headwater} ({running}, Python {python}, SQLite {sqlite})".format(**report))
+        clients = "".join(f", {client} {report[client]}" for client in _CLIENTS if client in report)
+        print(
+            "headwater {headwater} ({running}, Python {python}, SQLite {sqlite}{clients})".format(
+                **report, clients=clients
+            )
+        )
+
+
+_CLIENTS = ("psycopg", "adbc-driver-postgresql")
+"""Libraries that extras bring, and reports of trouble have to name."""

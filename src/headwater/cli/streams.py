@@ -47,7 +47,8 @@ def resume(stream: Stream, config: File = FILE) -> None:
 def destroy(config: File = FILE, yes: Yes = False) -> None:
     """Remove what this pipeline made in its sources, and its bus.
 
-    Sinks keep their rows; a neighbour's triggers and tables are left alone.
+    Slots, publications, triggers and their tables go, by their exact names; a neighbour's are left alone. Sinks keep
+    their rows.
 
     \b
     Examples:
@@ -60,5 +61,6 @@ def destroy(config: File = FILE, yes: Yes = False) -> None:
     loaded = load(config)
     sources = ", ".join(loaded.sources)
     ask(f"remove what pipeline {loaded.name} made in {sources}, and every event on its bus, for good?", yes=yes)
-    things = removed(loaded)
-    print("\n".join(f"removed {thing}" for thing in things) or f"pipeline {loaded.name} has left nothing to remove")
+    torn = removed(loaded)
+    said = [f"removed {thing}" for thing in torn.removed] + [f"left {thing}" for thing in torn.left]
+    print("\n".join(said) or f"pipeline {loaded.name} has left nothing to remove")

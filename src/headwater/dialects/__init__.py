@@ -5,7 +5,7 @@ A dialect describes; it never captures. `doctor`, `init` and the query sources k
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -83,6 +83,18 @@ class Reader(Protocol):
 
     def interrupt(self) -> None: ...
     def close(self) -> None: ...
+
+
+def named(known: Iterable[TableId], text: str) -> TableId:
+    """The table that a configuration calls `text`; a name without its schema will do where it is the only one.
+
+    One that is not known comes back as it is written, for the error that says so.
+    """
+    known = list(known)
+    exact = [table for table in known if str(table) == text]
+    found = exact or [table for table in known if table.name == text]
+    schema, dot, name = text.partition(".")
+    return found[0] if len(found) == 1 else TableId(schema, name) if dot else TableId("", text)
 
 
 class Dialect(Protocol):

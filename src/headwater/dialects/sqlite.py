@@ -6,7 +6,6 @@ Types are in `sqlite_types`, values in `sqlite_rows`; the connection is `drivers
 from __future__ import annotations
 
 import difflib
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, cast
@@ -15,6 +14,8 @@ import pyarrow as pa
 
 from headwater.config import SourceConfig
 from headwater.dialects import STORED, Column, ForeignKey, Query, Table
+from headwater.dialects.cursor_parameter import with_cursor
+from headwater.dialects.names import no_table, required
 from headwater.dialects.sqlite_file import OpenedFile
 from headwater.dialects.sqlite_rows import IntegerTimes, Rows, Times
 from headwater.dialects.sqlite_types import RAW, kind_of, kind_of_declared, kind_of_field
@@ -89,13 +90,13 @@ class SqliteDialect:
 
     def relation(self, table: TableId, sql: str, key: Sequence[str]) -> Table:
         """Names are the statement's own; types come from a temporary view, which knows the columns' declared types."""
-        text = _without_cursor(sql)
+        text = with_cursor(sql, "NULL", dialect="sqlite", others=False)  # a view takes no parameters
         with closing(self.connect(readonly=False)) as connection:
             connection.execute(f"CREATE TEMP VIEW headwater_described AS {text}")
             found = connection.execute("SELECT name, type FROM pragma_table_xinfo('headwater_described') ORDER BY cid")
         columns = tuple(self._column(name, declared or "") for name, declared in found)
         for name in key:
-            _require(name, columns, f"query of {table}")
+            required(name, columns, f"query of {table}")
         return Table(table, columns, tuple(key), is_view=True, sql=sql.strip().rstrip(";"))
 
     def _found(self, table: TableId) -> tuple[str, bool]:
@@ -103,10 +104,7 @@ class SqliteDialect:
         for name, is_view in rows:
             if name.lower() == table.name.lower():  # SQLite's own rule for ASCII letters
                 return name, bool(is_view)
-        names = [str(t) for t in self.tables()]
-        near = difflib.get_close_matches(table.name, names, 1, 0.4)
-        hint = f"did you mean `{near[0]}`?" if near else f"tables are {', '.join(names[:20]) or 'none'}"
-        raise SourceError(f"there is no table `{table}` in {self.path}", hint=hint)
+        raise no_table(table, self.tables(), str(self.path))
 
     def _columns(self, name: str, is_view: bool) -> tuple[tuple[Column, ...], tuple[str, ...]]:
         found = self._connection.execute(
@@ -242,7 +240,7 @@ class SqliteDialect:
 
     def _term(self, table: Table, name: str) -> tuple[str, bool]:
         if name != STORED:
-            return _sorted_by(table, name), _require(name, table.columns, f"table {table.id}").nullable
+            return _sorted_by(table, name), required(name, table.columns, f"table {table.id}").nullable
         rowid = None if table.sql is not None else self._rowid(table.id.name)
         if rowid is None:
             raise SourceError(
@@ -287,7 +285,7 @@ def _relation(table: Table) -> str:
 
 
 def _fields(table: Table, columns: Sequence[str]) -> pa.Schema:
-    found = [_require(name, table.columns, f"table {table.id}") for name in columns]
+    found = [required(name, table.columns, f"table {table.id}") for name in columns]
     return pa.schema([kind_of(column).field(column.name) for column in found])
 
 
@@ -296,36 +294,6 @@ def _sorted_by(table: Table, name: str) -> str:
     if table.sql is None and name in table.key:
         return quoted(name)
     return f"{quoted(name)} COLLATE BINARY"
-
-
-def _require(name: str, columns: Sequence[Column], where: str) -> Column:
-    for column in columns:
-        if column.name == name:
-            return column
-    names = [column.name for column in columns]
-    near = difflib.get_close_matches(name, names, 1, 0.4)
-    hint = f"did you mean `{near[0]}`?" if near else f"columns are {', '.join(names)}"
-    raise SourceError(f"{where} has no column `{name}`", hint=hint)
-
-
-def _without_cursor(sql: str) -> str:
-    """The statement with NULL for `:cursor`: a view takes no parameters."""
-    from sqlglot import TokenType
-    from sqlglot.dialects.sqlite import SQLite
-    from sqlglot.errors import SqlglotError
-
-    try:
-        tokens = SQLite().tokenize(sql)
-    except SqlglotError as error:
-        raise ConfigError(f"query cannot be read: {error}") from error
-    out, end = [], 0
-    for colon, word in itertools.pairwise(tokens):
-        if colon.token_type == TokenType.COLON and word.start == colon.end + 1:
-            if word.text != "cursor":
-                raise ConfigError(f"query: `:{word.text}` is no parameter", hint="the only one is `:cursor`")
-            out.append(sql[end : colon.start] + "NULL")
-            end = word.end + 1
-    return ("".join(out) + sql[end:]).strip().rstrip(";")
 
 
 def _checked_as_json(sql: str) -> frozenset[str]:

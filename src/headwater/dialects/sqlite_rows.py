@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headwater.dialects.marks import Marks, invalid_column, marks_in
 from headwater.dialects.sqlite_types import Kind
 from headwater.drivers.sqlite import VARIANT
 from headwater.drivers.sqlite_values import got
@@ -31,14 +32,6 @@ class Times:
     integers: IntegerTimes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """Marks of invalid values: for each, its row's number and the mark."""
-
-    rows: pa.Array
-    marks: pa.Array
-
-
 class Rows:
     """The columns of one statement: which physical types to read, and how to make logical ones of them."""
 
@@ -50,7 +43,8 @@ class Rows:
 
     def convert(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """A batch of `physical`, perhaps with `_invalid`, as one of `logical`, likewise."""
-        marks = [_found(batch)] if batch.num_columns > len(self._columns) else []
+        width = len(self._columns)
+        marks = [marks_in(batch.column(width))] if batch.num_columns > width else []
         arrays = []
         for index, (name, kind) in enumerate(self._columns):
             array, more = self._converted(batch.column(index), name, kind)
@@ -59,7 +53,7 @@ class Rows:
         logical = pa.RecordBatch.from_arrays(arrays, schema=self.logical)
         if not marks:
             return logical
-        return logical.append_column(pa.field("_invalid", INVALID), _lists(marks, batch.num_rows))
+        return logical.append_column(pa.field("_invalid", INVALID), invalid_column(marks, batch.num_rows))
 
     def _converted(self, array: pa.Array, name: str, kind: Kind) -> tuple[pa.Array, list[Marks]]:
         if kind.physical != VARIANT or kind.type == VARIANT:
@@ -70,21 +64,6 @@ class Rows:
         bad = np.flatnonzero(pc.and_(array.is_valid(), converted.is_null()).to_numpy(zero_copy_only=False))
         marks = [{"column": name, "expected": kind.name, "got": _shown(array[int(row)])} for row in bad]
         return converted, [Marks(pa.array(bad, pa.int64()), pa.array(marks, INVALID.value_type))]
-
-
-def _found(batch: pa.RecordBatch) -> Marks:
-    column = batch.column(batch.num_columns - 1)
-    return Marks(pc.list_parent_indices(column).cast(pa.int64()), column.flatten())
-
-
-def _lists(marks: Sequence[Marks], rows: int) -> pa.Array:
-    """All marks as one list per row; null for rows without any."""
-    numbers = np.concatenate([m.rows.to_numpy() for m in marks])
-    order = np.argsort(numbers, kind="stable")
-    counts = np.bincount(numbers, minlength=rows)
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    values = pa.concat_arrays([m.marks for m in marks]).take(pa.array(order))
-    return pa.ListArray.from_arrays(pa.array(offsets), values, type=INVALID, mask=pa.array(counts == 0))
 
 
 def _shown(value: pa.StructScalar) -> str:

@@ -6,20 +6,19 @@ What it says rests on the database itself, looked at read-only; it changes nothi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from headwater import plugins
 from headwater.config import Config, StreamConfig
 from headwater.contracts.validation import nearest
-from headwater.dialects import Dialect, Table
+from headwater.dialects import Dialect, Table, named
 from headwater.doctor.choice import cursor_of, row_key
 from headwater.doctor.sights import SIGHTS, Way
 from headwater.errors import ConfigError, HeadwaterError
-from headwater.model import TableId
 
-__all__ = ["PatternReport", "Probe", "TableReport", "doctor"]
+__all__ = ["Enabling", "Examination", "PatternReport", "Probe", "TableReport", "doctor", "examine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +67,15 @@ class Enabling:
 
 
 class Examination(Protocol):
-    """What is particular to one kind of database."""
+    """What is particular to one kind of database.
 
+    `source_probes`: what concerns all of its tables alike. `query`: whether the rows can be read at all.
+    """
+
+    def source_probes(self) -> list[Probe]: ...
     def probes(self, table: Table, streams: dict[str, StreamConfig]) -> list[Probe]: ...
     def trigger(self, table: Table) -> Enabling: ...
+    def query(self, table: Table) -> Enabling: ...
     def log(self, table: Table) -> Enabling: ...
     def timestamp(self, table: Table) -> Enabling: ...
     def close(self) -> None: ...
@@ -83,11 +87,20 @@ def _sqlite(config: Config, source: str) -> Examination:
     return SqliteExamination(config, source)
 
 
-_EXAMINATIONS: dict[str, Callable[[Config, str], Examination]] = {"sqlite": _sqlite}
+def _postgres(config: Config, source: str) -> Examination:
+    from headwater.doctor.postgres import PostgresExamination
+
+    return PostgresExamination(config, source)
+
+
+_EXAMINATIONS: dict[str, Callable[[Config, str], Examination]] = {"sqlite": _sqlite, "postgresql": _postgres}
 
 
 def doctor(config: Config, *, source: str | None = None) -> list[TableReport]:
-    """A report for each table of each source (or of one), those that streams use first."""
+    """A report for each table of each source (or of one), those that streams use first.
+
+    Before them, with "" as its table, what concerns the whole source: the server, or why it cannot be looked at.
+    """
     if source is not None and source not in config.sources:
         near = nearest(source, list(config.sources))
         hint = f"did you mean `{near}`?" if near else f"sources are {', '.join(config.sources)}"
@@ -95,7 +108,13 @@ def doctor(config: Config, *, source: str | None = None) -> list[TableReport]:
     reports = []
     for name in [source] if source is not None else config.sources:
         reports += list(_source(config, name))
-    return sorted(reports, key=lambda report: (report.source, not report.streams, report.table))
+    return sorted(reports, key=lambda report: (report.source, bool(report.table), not report.streams, report.table))
+
+
+def examine(config: Config, source: str) -> Examination | None:
+    """Opened; the caller closes it. None for a kind of database of which nothing particular is known."""
+    made = _EXAMINATIONS.get(config.sources[source].scheme)
+    return made(config, source) if made is not None else None
 
 
 def _source(config: Config, source: str) -> Iterator[TableReport]:
@@ -106,32 +125,42 @@ def _source(config: Config, source: str) -> Iterator[TableReport]:
             dialect: Dialect = opened.enter_context(
                 contextlib.closing(factory(config=settings, directory=str(config.directory)))
             )
-            examination = None
-            if settings.scheme in _EXAMINATIONS:
-                examine = _EXAMINATIONS[settings.scheme]
-                examination = opened.enter_context(contextlib.closing(examine(config, source)))
+            examination = examine(config, source)
+            if examination is not None:
+                opened.enter_context(contextlib.closing(examination))
             tables = [dialect.table(table) for table in dialect.tables()]
+            about = examination.source_probes() if examination is not None else []
         except HeadwaterError as error:
-            probe = Probe("source", "problem", error.message, error.hint)
-            yield TableReport(source, "", None, (), (), (probe,))
+            yield _trouble(source, "", error)
             return
+        if about:
+            yield TableReport(source, "", None, (), (), tuple(about))
         for table in tables:
-            yield _table(config, source, table, examination)
+            try:
+                yield _table(config, source, table, _streams_of(config, source, table, tables), examination)
+            except HeadwaterError as error:
+                yield _trouble(source, str(table.id), error)
 
 
-def _table(config: Config, source: str, table: Table, examination: Examination | None) -> TableReport:
-    streams = {n: s for n, s in config.streams.items() if s.source == source and s.table and _is(s.table, table.id)}
+def _trouble(source: str, table: str, error: HeadwaterError) -> TableReport:
+    return TableReport(source, table, None, (), (), (Probe("source", "problem", error.message, error.hint),))
+
+
+def _streams_of(config: Config, source: str, table: Table, tables: Sequence[Table]) -> dict[str, StreamConfig]:
+    known = [other.id for other in tables]
+    streams = {name: stream for name, stream in config.streams.items() if stream.source == source and stream.table}
+    return {name: stream for name, stream in streams.items() if named(known, stream.table or "") == table.id}
+
+
+def _table(
+    config: Config, source: str, table: Table, streams: dict[str, StreamConfig], examination: Examination | None
+) -> TableReport:
     chosen = {_way(stream, table) for stream in streams.values()}
     scheme = config.sources[source].scheme
     patterns = tuple(_pattern(way, table, scheme, examination, chosen) for way in SIGHTS)
     probes = [_key_probe(table, streams)]
     probes += examination.probes(table, streams) if examination is not None else []
     return TableReport(source, str(table.id), table.rows, tuple(streams), patterns, tuple(probes))
-
-
-def _is(text: str, table: TableId) -> bool:
-    schema, dot, name = text.partition(".")
-    return (TableId(schema, name) if dot else TableId("", text)) == table
 
 
 def _way(stream: StreamConfig, table: Table) -> Way:
@@ -145,7 +174,7 @@ def _way(stream: StreamConfig, table: Table) -> Way:
 def _pattern(way: Way, table: Table, scheme: str, examination: Examination | None, chosen: set[Way]) -> PatternReport:
     enabling = _enabling(way, table, scheme, examination)
     possible = not enabling.why_not
-    return PatternReport(way, possible, way in chosen, enabling.why_not, SIGHTS[way].misses, enabling.sql)
+    return PatternReport(way, possible, way in chosen, enabling.why_not, SIGHTS[way].misses_on(scheme), enabling.sql)
 
 
 def _enabling(way: Way, table: Table, scheme: str, examination: Examination | None) -> Enabling:
@@ -156,6 +185,8 @@ def _enabling(way: Way, table: Table, scheme: str, examination: Examination | No
         return Enabling(f"there is no adapter for it on {scheme}")
     if way == "trigger" and examination is not None:
         return examination.trigger(table)
+    if pattern == "query" and examination is not None and (found := examination.query(table)).why_not:
+        return found
     if way == "query by timestamp":
         return _timestamp(table, examination)
     if way == "query by id":

@@ -10,9 +10,6 @@ import pyarrow as pa
 
 from headwater.dialects import Column, Table
 
-TRIGGERED = frozenset({"sqlite"})
-"""Databases whose tables can be captured by triggers."""
-
 _UPDATED = re.compile(
     r"^(last_)?(updated|modified|changed|edited|written)(_(at|on|time|date|ts|timestamp|datetime))?$"
     r"|^(last_)?(update|modification|change)(_(time|date|ts|timestamp|datetime))$"
@@ -24,7 +21,7 @@ _UPDATED = re.compile(
 class Choice:
     """`why` is a whole sentence for a comment. `key`: columns to name in the configuration, () for the primary key."""
 
-    pattern: Literal["trigger", "query"]
+    pattern: Literal["log", "trigger", "query"]
     why: str
     cursor: str | None = None
     key: tuple[str, ...] = ()
@@ -38,13 +35,28 @@ def row_key(table: Table) -> tuple[str, ...]:
     return next((columns for columns in table.unique if not nullable.intersection(columns)), ())
 
 
-def choose(table: Table, *, scheme: str, writable: bool) -> Choice:
-    """Triggers where they are possible; a cursor where one is safe; else the whole table, again and again."""
+@dataclass(frozen=True, slots=True)
+class Obstacles:
+    """Why a table's log cannot be captured, and why triggers cannot; "" where nothing stands in the way.
+
+    `log` is None for a kind of database that has no log to follow: that is not worth a word.
+    """
+
+    log: str | None = None
+    trigger: str = ""
+
+
+def choose(table: Table, obstacles: Obstacles) -> Choice:
+    """The log where it can be had; triggers where those can; else a cursor that is safe; else the whole table."""
     key = row_key(table)
     named = () if key == table.key else key
-    if scheme in TRIGGERED and writable and not table.is_view:
-        return Choice("trigger", "By triggers: each change is seen, deletes and intermediate states too.", key=named)
-    reason = f"Not by triggers: {_no_triggers(table, scheme, writable)}."
+    if obstacles.log == "":
+        return Choice("log", "From the log: each change is seen, in whole transactions as they committed.", key=named)
+    reason = f"Not from the log: {obstacles.log}. " if obstacles.log else ""
+    if not obstacles.trigger:
+        why = f"{reason}By triggers: each change is seen, deletes and intermediate states too."
+        return Choice("trigger", why, key=named)
+    reason += f"Not by triggers: {obstacles.trigger}."
     cursor = cursor_of(table)
     if cursor is not None:
         return Choice(
@@ -71,9 +83,3 @@ def unindexed_cursors(table: Table) -> list[Column]:
 
 def _grows(column: Column) -> bool:
     return bool(pa.types.is_timestamp(column.type) or pa.types.is_integer(column.type))
-
-
-def _no_triggers(table: Table, scheme: str, writable: bool) -> str:
-    if table.is_view:
-        return "a view has none that see changes of its tables"
-    return f"{scheme} has no trigger capture" if scheme not in TRIGGERED else "the database cannot be written here"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 Way = Literal["log", "trigger", "outbox", "query by timestamp", "query by id", "bulk query"]
@@ -21,6 +22,11 @@ class Sight:
     needs: str
     misses: tuple[str, ...] = ()
     """The same as whole sentences: what somebody who chooses this will not see."""
+    misses_there: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What is missed besides on one kind of database, by its URL scheme."""
+
+    def misses_on(self, scheme: str) -> tuple[str, ...]:
+        return self.misses + self.misses_there.get(scheme, ())
 
 
 _DELETES_BY_KEYS = "Deleted rows are only noticed when the keys are compared (`reconcile_deletes`)."
@@ -33,7 +39,7 @@ SIGHTS: dict[Way, Sight] = {
     "trigger": Sight(
         *("yes", "yes", "yes", "yes", "yes (SQLite: order only)", "yes"),
         *("on each write", "none", "DDL privileges"),
-        ("Which changes belong to one transaction is not seen (SQLite).",),
+        misses_there={"sqlite": ("Which changes belong to one transaction is not seen (SQLite).",)},
     ),
     "outbox": Sight(
         *("what the code emits", "what the code emits", "what the code emits", "yes", "yes", "yes"),
@@ -61,7 +67,7 @@ SIGHTS: dict[Way, Sight] = {
 
 def markdown() -> str:
     """The table for the documentation."""
-    rows = [f.name for f in fields(Sight) if f.name != "misses"]
+    rows = [f.name for f in fields(Sight) if f.type == "str"]
     lines = ["| | " + " | ".join(SIGHTS) + " |", "|---" * (len(SIGHTS) + 1) + "|"]
     for name in rows:
         cells = [str(getattr(sight, name)) for sight in SIGHTS.values()]

@@ -9,6 +9,7 @@ from headwater.config import Config, StreamConfig
 from headwater.dialects import Column, Table
 from headwater.doctor import Enabling, Probe
 from headwater.doctor.choice import unindexed_cursors
+from headwater.doctor.cursors import cursor_probes
 from headwater.drivers.sqlite import Connection, path_of, quoted
 from headwater.errors import HeadwaterError
 from headwater.sources.trigger_sqlite.install import Found, find
@@ -30,6 +31,9 @@ class SqliteExamination:
     def close(self) -> None:
         self._connection.close()
 
+    def source_probes(self) -> list[Probe]:
+        return []
+
     # the patterns
 
     def log(self, table: Table) -> Enabling:
@@ -42,6 +46,9 @@ class SqliteExamination:
             return Enabling("a virtual table cannot have triggers; capture the tables that it is made from")
         if not self._writable:
             return Enabling(f"{self.path} cannot be written by this user", (f"-- in a shell: chmod u+w '{self.path}'",))
+        return Enabling()
+
+    def query(self, table: Table) -> Enabling:
         return Enabling()
 
     def timestamp(self, table: Table) -> Enabling:
@@ -79,7 +86,7 @@ class SqliteExamination:
             found += self._trigger_probes(table.id.name, triggered)
         for stream in streams.values():
             if stream.cursor is not None:
-                found += self._cursor_probes(table, stream.cursor)
+                found += cursor_probes(table, stream.cursor, _index, self._null_probe)
         return found
 
     def _journal_probe(self) -> Probe:
@@ -122,18 +129,6 @@ class SqliteExamination:
             text = "in place, and no stream needs them any more"
             return [Probe("triggers", "warning", text, "`headwater run` takes them away")]
         return [Probe("triggers", "good", "in place, as they were made"), _drop_column(table)]
-
-    def _cursor_probes(self, table: Table, cursor: str) -> list[Probe]:
-        column = table.column(cursor)
-        if column is None:
-            return [Probe("cursor", "problem", f"the table has no column {cursor}")]
-        found = []
-        if not any(index[:1] == (cursor,) for index in (table.key, *table.indexes, *table.unique)):
-            text = f"{cursor} has no index: each poll reads the whole table"
-            found.append(Probe("cursor", "warning", text, _index(table, cursor)))
-        if column.nullable:
-            found.append(self._null_probe(table, cursor))
-        return found or [Probe("cursor", "good", f"{cursor} is indexed and always set")]
 
     def _null_probe(self, table: Table, cursor: str) -> Probe:
         name, at = quoted(table.id.name), quoted(cursor)

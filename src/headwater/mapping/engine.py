@@ -1,17 +1,18 @@
 """DuckDB in memory, over the columns of one batch: expressions in, one array each out, and who is to blame for errors.
 
-It has no tables, no files and one thread; its time zone is UTC, so that an expression gives the same anywhere.
+It has no tables, no files and one thread; its time zone is UTC, so that an expression gives the same anywhere. The
+first expression imports DuckDB: plain columns need neither it nor its 45 MB.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -21,14 +22,11 @@ from headwater.errors import MappingError
 from headwater.mapping.expressions import Expression, coded
 from headwater.mapping.side import Side
 
+if TYPE_CHECKING:
+    import duckdb
+
 _EXPLAINED = 50
 """For how many rows of a batch the exact error is looked up; more say that theirs is alike."""
-_RUN_TIME = (
-    duckdb.DataError,
-    duckdb.InvalidInputException,
-    duckdb.OutOfRangeException,
-    duckdb.ConversionException,
-)
 _UNSTABLE_MACROS = ("ago", "user", "session_user", "age")
 _UNSTABLE_PREFIXES = ("current_", "pg_", "has_", "inet_", "local")
 
@@ -43,6 +41,19 @@ class Result:
 
 
 _NONE_FAILED = np.zeros(0, dtype=np.int64)
+
+
+@functools.cache
+def _run_time() -> tuple[type[Exception], ...]:
+    """What a single row can be to blame for."""
+    import duckdb
+
+    return (
+        duckdb.DataError,
+        duckdb.InvalidInputException,
+        duckdb.OutOfRangeException,
+        duckdb.ConversionException,
+    )
 
 
 class _Slot:
@@ -74,6 +85,8 @@ class Engine:
 
     def prepare(self, expression: Expression, columns: pa.Schema, *, what: str) -> pa.DataType:
         """The type of the expression's values. Raises `MappingError` for what DuckDB refuses or cannot repeat."""
+        import duckdb
+
         self._refuse_unstable(expression, what)
         empty = {name: pa.nulls(0, columns.field(name).type) for name in expression.columns}
         try:
@@ -87,10 +100,12 @@ class Engine:
 
     def evaluate(self, expressions: Sequence[Expression], side: Side) -> list[Result]:
         """Each expression over the rows of `side`; a failing row costs its own value only."""
+        import duckdb
+
         sql = [f"{e.sql} AS r{i}" for i, e in enumerate(expressions)]
         try:
             table = self._select(sql, side)
-        except _RUN_TIME:
+        except _run_time():
             return [self._each_row(expression, side) for expression in expressions]
         except duckdb.Error as error:
             texts = ", ".join(f"`{expression.text}`" for expression in expressions)
@@ -124,7 +139,7 @@ class Engine:
         for row in failed[:_EXPLAINED]:
             try:
                 self._select([f"{expression.sql} AS r0"], side.take(np.array([row], dtype=np.int64)))
-            except _RUN_TIME as error:
+            except _run_time() as error:
                 found.append(_first_line(error))
             else:
                 found.append("an error that shows only among other rows")
@@ -149,6 +164,8 @@ class Engine:
 
     def _open(self) -> duckdb.DuckDBPyConnection:
         if self._connection is None:
+            import duckdb
+
             self._connection = duckdb.connect(":memory:", config={"threads": 1})
             self._connection.execute("SET TimeZone = 'UTC'")
             self._connection.execute("SET enable_external_access = false")
@@ -204,7 +221,7 @@ def _unstable(expression: Expression, name: str, what: str) -> MappingError:
     )
 
 
-def _first_line(error: duckdb.Error) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).split("\n", 1)[0].split(". Use TRY", 1)[0]
 
 

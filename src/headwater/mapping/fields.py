@@ -43,10 +43,13 @@ class Resolved:
             found.update(dict.fromkeys(columns_of(origin)))
         return tuple(found)
 
+    @property
+    def wheres(self) -> list[Origin]:
+        found = [self.where, *(shape.where for shape in self.shapes)]
+        return [origin for origin in found if origin is not None]
+
     def origins(self) -> list[Origin]:
-        wheres = [self.where, *(shape.where for shape in self.shapes)]
-        fields = [origin for shape in self.shapes for origin in shape.fields.values()]
-        return [origin for origin in wheres if origin is not None] + fields
+        return self.wheres + [origin for shape in self.shapes for origin in shape.fields.values()]
 
 
 def columns_of(origin: Origin) -> tuple[str, ...]:
@@ -72,6 +75,29 @@ def columns_needed(
         return tuple(available)
     wanted = {*names, *resolve(config, contract, available).reads}
     return tuple(name for name in available if name in wanted)
+
+
+def columns_whole(config: StreamConfig, contract: Contract, available: Sequence[str]) -> tuple[str, ...]:
+    """The columns whose value each change must carry: those that `where`, keys, expressions or a function read."""
+    if config.function is not None:
+        return tuple(available)
+    resolved = resolve(config, contract, available)
+    read: set[str] = set()
+    for origin in resolved.origins():
+        if isinstance(origin, Expression):
+            read.update(origin.columns)
+    read.update(column for where in resolved.wheres for column in columns_of(where))
+    read.update(columns_identifying(config, contract, available))
+    return tuple(name for name in available if name in read)
+
+
+def columns_identifying(config: StreamConfig, contract: Contract, available: Sequence[str]) -> tuple[str, ...]:
+    """The columns that the event's key is made from, which a delete must carry too; all, for a Python function."""
+    if config.function is not None:
+        return tuple(available)
+    shapes = resolve(config, contract, available).shapes
+    read = {column for shape in shapes for name in contract.key for column in columns_of(shape.fields[name])}
+    return tuple(name for name in available if name in read)
 
 
 def resolve(config: StreamConfig, contract: Contract, available: Sequence[str]) -> Resolved:

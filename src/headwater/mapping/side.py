@@ -37,7 +37,9 @@ class Side:
 
 def side_of(state: pa.StructArray, names: tuple[str, ...]) -> Side:
     """The named columns of `before` or `after`; null wherever the whole state is."""
-    if state.null_count:
+    if state.null_count == len(state):
+        columns = {name: pa.nulls(len(state), state.type.field(name).type) for name in names}
+    elif state.null_count:
         columns = {name: pc.struct_field(state, [state.type.get_field_index(name)]) for name in names}
     else:
         columns = {name: state.field(state.type.get_field_index(name)) for name in names}

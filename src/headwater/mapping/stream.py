@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,10 @@ from headwater.mapping.engine import Engine
 from headwater.mapping.expressions import Expression
 from headwater.mapping.fields import (
     Origin,
+    columns_identifying,
     columns_needed,
     columns_of,
+    columns_whole,
     pii_findings,
     resolve,
     resolve_function,
@@ -42,7 +44,17 @@ from headwater.mapping.side import Side
 from headwater.mapping.visibility import DROPPED, transitions
 from headwater.model import REASONS, Changes, Events, Op, Rejected, id_seed
 
-__all__ = ["MappingPlan", "StreamMapping", "columns_needed", "pii_findings"]
+__all__ = [
+    "Mapping",
+    "MappingPlan",
+    "StreamMapping",
+    "Unmappable",
+    "columns_identifying",
+    "columns_needed",
+    "columns_whole",
+    "fingerprint",
+    "pii_findings",
+]
 
 Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int64]
@@ -68,12 +80,41 @@ class MappingPlan:
     whole_before: bool | None = None
 
 
+class Mapping(Protocol):
+    """What a router asks of a stream's mapping; see `StreamMapping`."""
+
+    stream: str
+    fingerprint: str
+
+    @property
+    def expands_truncate(self) -> bool: ...
+    def apply(self, changes: Changes) -> tuple[list[Events], Rejected | None]: ...
+    def close(self) -> None: ...
+
+
+class Unmappable:
+    """Of a stream that was mapped before its table changed: it stands still, and its changes are kept."""
+
+    expands_truncate = False
+
+    def __init__(self, stream: str, fingerprint: str, error: MappingError) -> None:
+        self.stream = stream
+        self.fingerprint = fingerprint
+        self._error = error
+
+    def apply(self, changes: Changes) -> tuple[list[Events], Rejected | None]:
+        raise MappingError(self._error.message, hint=self._error.hint)
+
+    def close(self) -> None:
+        pass
+
+
 class StreamMapping:
     """Used by one thread. Raises `MappingError` at once for what cannot be mapped, whatever the rows."""
 
     def __init__(self, plan: MappingPlan) -> None:
         self.stream = plan.stream
-        self.fingerprint = _fingerprint(plan)
+        self.fingerprint = fingerprint(plan.config, plan.contract, plan.function)
         self._plan = plan
         self._engine = Engine()
         self._seed = id_seed(plan.pipeline, plan.source, plan.stream)
@@ -460,11 +501,11 @@ def _runs(parts: list[Shaped | None]) -> Iterator[tuple[int, int, int]]:
         yield int(numbers[start]), int(places[start]), int(stop - start)
 
 
-def _fingerprint(plan: MappingPlan) -> str:
+def fingerprint(config: StreamConfig, contract: Contract, function: Callable[..., Any] | None = None) -> str:
     """Of all that decides which events a change becomes: the mapping as it is written, and the contract's version."""
     wanted = {"table", "query", "fields", "types", "where", "function", "rows", "before", "key"}
-    config = plan.config.model_dump(mode="json", include=wanted)
-    if plan.function is not None:
-        config["function"] = f"{plan.function.__module__}:{plan.function.__qualname__}"
-    text = json.dumps([config, plan.contract.version], sort_keys=True, ensure_ascii=False)
+    written = config.model_dump(mode="json", include=wanted)
+    if function is not None:
+        written["function"] = f"{function.__module__}:{function.__qualname__}"
+    text = json.dumps([written, contract.version], sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

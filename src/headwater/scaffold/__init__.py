@@ -6,19 +6,21 @@ out, and nothing that is there already is overwritten.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from headwater import plugins
-from headwater.config import FILE, NAME_PATTERN, SourceConfig, StreamConfig, redacted, scheme_of
+from headwater.config import FILE, NAME_PATTERN, SourceConfig, StreamConfig
 from headwater.contracts import vocabulary as vocabulary_module
 from headwater.contracts.validation import nearest
-from headwater.dialects import Dialect, Table
+from headwater.dialects import Dialect, Table, named
 from headwater.errors import ConfigError
 from headwater.protocols import Guarantee
+from headwater.redaction import redacted
 from headwater.scaffold import text
+from headwater.scaffold.address import Address, address_of, pipeline_name
+from headwater.scaffold.obstacles import looking
 from headwater.scaffold.plan import Circumstances, Plan, plan
 
 __all__ = ["scaffold"]
@@ -30,30 +32,31 @@ def scaffold(
     """Look at the database and write headwater.yaml, vocabulary.yaml and contracts/; return the files written.
 
     A relative path in `url` starts at the working directory. `tables`: these alone, even if they look like a
-    framework's. `name`: the pipeline's, else the database's. Raises `ConfigError` if a file is there already.
+    framework's. `name`: the pipeline's, else the database's. A password in `url` is not written into any file, see
+    `address`. Raises `ConfigError` if a file is there already.
     """
     target = Path(directory).resolve()
-    source = SourceConfig.model_validate(url)
-    if not source.scheme:
-        raise ConfigError(f"`{url}` is no URL of a database", hint=f"for a SQLite file, write sqlite:///{url}")
-    name = name or _pipeline_name(url)
+    address = address_of(url, target)
+    name = name or pipeline_name(address.name)
     if not re.fullmatch(NAME_PATTERN, name):
         raise ConfigError(
             f"`{name}` cannot be a pipeline's name", hint="lower-case letters, digits and `-`, a letter first"
         )
-    around = Circumstances(
-        pipeline=name,
-        source=_source_name(url),
-        scheme=source.scheme,
-        writable=_writable(url),
-        guarantee=lambda config, keyed: _guarantee(source.scheme, config, keyed=keyed),
-        asked_for=frozenset(tables or ()),
-    )
-    planned = plan(_inspected(source, tables), around)
+    source = SourceConfig.model_validate(url)
+    source_name = pipeline_name(address.name).replace("-", "_")
+    with looking(source, pipeline=name, name=source_name) as obstacles:
+        around = Circumstances(
+            pipeline=name,
+            source=source_name,
+            obstacles=obstacles,
+            guarantee=lambda config, keyed: _guarantee(source.scheme, config, keyed=keyed),
+            asked_for=frozenset(tables or ()),
+        )
+        planned = plan(_inspected(source, tables), around)
     if not planned.streams:
         reasons = "; ".join(f"{skipped.table}: {skipped.why}" for skipped in planned.skipped) or "it has no tables"
         raise ConfigError(f"nothing to publish in {redacted(url)}: {reasons}", hint="name tables with --table")
-    return _write(target, _files(planned, name, _url_from(url, target)))
+    return _write(target, _files(planned, name, address))
 
 
 def _inspected(source: SourceConfig, wanted: Sequence[str] | None) -> list[Table]:
@@ -61,12 +64,13 @@ def _inspected(source: SourceConfig, wanted: Sequence[str] | None) -> list[Table
     dialect: Dialect = factory(config=source, directory=str(Path.cwd()))
     try:
         known = {str(table): table for table in dialect.tables()}
-        for table in wanted or ():
+        chosen = [str(named(known.values(), table)) for table in wanted or ()]
+        for table in chosen:
             if table not in known:
                 near = nearest(table, list(known))
                 hint = f"did you mean `{near}`?" if near else f"tables are {', '.join(known) or 'none'}"
                 raise ConfigError(f"the database has no table `{table}`", hint=hint)
-        return [dialect.table(known[table]) for table in (wanted or sorted(known))]
+        return [dialect.table(known[table]) for table in (chosen or sorted(known))]
     finally:
         dialect.close()
 
@@ -75,9 +79,9 @@ def _guarantee(scheme: str, config: StreamConfig, *, keyed: bool) -> Guarantee:
     return plugins.source_guarantee(scheme, config.pattern)(config, keyed=keyed)
 
 
-def _files(planned: Plan, name: str, url: str) -> dict[str, str]:
+def _files(planned: Plan, name: str, address: Address) -> dict[str, str]:
     files = {
-        FILE: text.configuration(planned, pipeline=name, url=url),
+        FILE: text.configuration(planned, pipeline=name, address=address),
         vocabulary_module.FILE: text.vocabulary(planned),
     }
     for stream in planned.streams:
@@ -99,40 +103,3 @@ def _write(target: Path, files: dict[str, str]) -> list[Path]:
         with path.open("x", encoding="utf-8") as file:
             file.write(content)
     return list(paths)
-
-
-def _sqlite_path(url: str) -> Path:
-    from headwater.drivers.sqlite import path_of
-
-    return path_of(url, Path.cwd())
-
-
-def _url_from(url: str, target: Path) -> str:
-    """The URL as it must be written in a file that lies in `target`."""
-    if scheme_of(url) != "sqlite":
-        return url
-    path = _sqlite_path(url).resolve()
-    from_target = os.path.relpath(path, target)
-    return f"sqlite:///{path if from_target.startswith('..') else from_target}"
-
-
-def _writable(url: str) -> bool:
-    """Whether triggers could be made. SQLite writes a journal beside the file, so the folder counts too."""
-    if scheme_of(url) != "sqlite":
-        return False
-    path = _sqlite_path(url)
-    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
-
-
-def _stem(url: str) -> str:
-    return Path(url.split("?", 1)[0].rstrip("/")).stem
-
-
-def _pipeline_name(url: str) -> str:
-    """The database's name, as far as it can be a pipeline's."""
-    text = re.sub(r"[^a-z0-9]+", "-", _stem(url).lower()).strip("-")
-    return (text if text[:1].isascii() and text[:1].isalpha() else f"db-{text}")[:40].strip("-")
-
-
-def _source_name(url: str) -> str:
-    return _pipeline_name(url).replace("-", "_")

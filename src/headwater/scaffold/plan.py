@@ -10,13 +10,18 @@ from headwater.contracts.naming import cut, field_name, snake
 from headwater.contracts.types import parse_type
 from headwater.dialects import Column, ForeignKey, Table
 from headwater.doctor.choice import Choice, choose, row_key
+from headwater.model import TableId
 from headwater.protocols import Guarantee
 from headwater.scaffold.framework import kept_by
+from headwater.scaffold.obstacles import ObstaclesOf
 from headwater.scaffold.privacy import Kind, looks
 from headwater.scaffold.words import Naming, key_field, name_tables, reference_field
 
 UNKEYABLE = frozenset({"float32", "float64", "json", "list", "map", "struct"})
 """Types that cannot be part of a key."""
+
+USUAL = "public"
+"""PostgreSQL's schema for who asked for none."""
 
 GuaranteeOf = Callable[[StreamConfig, bool], Guarantee]
 
@@ -72,8 +77,7 @@ class Circumstances:
 
     pipeline: str
     source: str
-    scheme: str
-    writable: bool
+    obstacles: ObstaclesOf
     guarantee: GuaranteeOf
     asked_for: frozenset[str] = field(default_factory=frozenset)
     """Tables that the user named; a framework's table is only taken then."""
@@ -84,9 +88,18 @@ def plan(tables: Sequence[Table], around: Circumstances) -> Plan:
     skipped = tuple(Skipped(name, why) for name, why in reasons.items() if why is not None)
     chosen = [table for table in tables if reasons[str(table.id)] is None]
     columns = [column.name for table in chosen for column in table.columns]
-    namings = name_tables([table.id.name for table in chosen], pipeline=around.pipeline, columns=columns)
-    entities = _Entities({table.id.name: table for table in chosen}, namings)
+    labels = _labels(chosen)
+    named = name_tables(labels.values(), pipeline=around.pipeline, columns=columns)
+    namings = {table: named[label] for table, label in labels.items()}
+    entities = _Entities({table.id: table for table in chosen}, namings)
     return Plan(around.source, tuple(_stream(table, entities, around) for table in chosen), skipped)
+
+
+def _labels(tables: Sequence[Table]) -> dict[TableId, str]:
+    """What tables are named after: a schema counts like an application's prefix, unless it is the usual or only one."""
+    schemas = {table.id.schema for table in tables}
+    alone = len(schemas) == 1
+    return {table.id: table.id.name if alone or table.id.schema == USUAL else str(table.id) for table in tables}
 
 
 def _refused(table: Table, around: Circumstances) -> str | None:
@@ -95,7 +108,9 @@ def _refused(table: Table, around: Circumstances) -> str | None:
     asked = name in around.asked_for or str(table.id) in around.asked_for
     if not asked and (what := kept_by(name)):
         return what
-    if "." in name:
+    if "." in table.id.schema:
+        return "the name of its schema holds a dot, and `table: a.b.c` means the table b.c of the schema a"
+    if "." in name and not table.id.schema:
         return "its name holds a dot, and `table: a.b` means the table b of the schema a; publish it through a view"
     key = row_key(table)
     if not key:
@@ -115,17 +130,17 @@ def _refused(table: Table, around: Circumstances) -> str | None:
 class _Entities:
     """The chosen tables as entities that others may refer to."""
 
-    tables: dict[str, Table]
-    namings: dict[str, Naming]
+    tables: dict[TableId, Table]
+    namings: dict[TableId, Naming]
 
-    def key_names(self, table: str) -> dict[str, str]:
+    def key_names(self, table: TableId) -> dict[str, str]:
         """Column -> field of a table's key."""
         return {column: key_field(column, self.namings[table].entity) for column in row_key(self.tables[table])}
 
     def target(self, table: Table, column: Column) -> tuple[ForeignKey, str] | None:
         """The foreign key of one column that refers to the whole identity of a chosen table, and that column there."""
         for key in table.foreign_keys:
-            there = self.tables.get(key.table.name)
+            there = self.tables.get(key.table)
             if key.columns != (column.name,) or there is None:
                 continue
             references = key.references or there.key
@@ -135,8 +150,8 @@ class _Entities:
 
 
 def _stream(table: Table, entities: _Entities, around: Circumstances) -> PlannedStream:
-    naming = entities.namings[table.id.name]
-    choice = choose(table, scheme=around.scheme, writable=around.writable)
+    naming = entities.namings[table.id]
+    choice = choose(table, around.obstacles(table))
     fields, withheld = _fields(table, entities)
     columns = {planned.column: planned.name for planned in fields}
     config = StreamConfig(
@@ -156,12 +171,12 @@ def _fields(table: Table, entities: _Entities) -> tuple[list[PlannedField], list
     fields: list[PlannedField] = []
     withheld: list[Withheld] = []
     taken: set[str] = set()
-    own = entities.key_names(table.id.name)
+    own = entities.key_names(table.id)
     for column in _key_first(table):
         planned = _field(table, column, entities, own)
         name = _free(planned.name, taken)
         taken.add(name)
-        kind = looks(column.name, entities.namings[table.id.name].entity)
+        kind = looks(column.name, entities.namings[table.id].entity)
         if kind is not None and not (column.name in own or (kind == "personal" and planned.ref)):
             withheld.append(Withheld(column.name, name, column.contract, column.nullable, kind))
         else:
@@ -182,9 +197,9 @@ def _field(table: Table, column: Column, entities: _Entities, own: dict[str, str
     ref = None
     if (target := entities.target(table, column)) is not None:
         foreign, there = target
-        other = entities.tables[foreign.table.name].column(there)
-        entity = entities.namings[foreign.table.name].entity
-        key = entities.key_names(foreign.table.name)[there]
+        other = entities.tables[foreign.table].column(there)
+        entity = entities.namings[foreign.table].entity
+        key = entities.key_names(foreign.table)[there]
         if other is not None and other.contract != column.contract:
             remark = f"refers to `{entity}`, whose {key} is {other.contract}"
             return PlannedField(name, column.name, column.contract, optional, None, remark)

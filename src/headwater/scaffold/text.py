@@ -7,22 +7,24 @@ import textwrap
 from collections.abc import Iterator
 
 from headwater.contracts.document import write_yaml
+from headwater.scaffold.address import Address
 from headwater.scaffold.plan import Plan, PlannedField, PlannedStream, Withheld
 
 WIDTH = 118
 
 
-def configuration(plan: Plan, *, pipeline: str, url: str) -> str:
+def configuration(plan: Plan, *, pipeline: str, address: Address) -> str:
     """headwater.yaml."""
     lines = [
         "# Written by `headwater init`, and yours from here on. `headwater check` tells what does not fit together,",
         "# `headwater doctor` what else is possible. Every key is explained in docs/configuration.md.",
         "headwater: 1",
-        f"name: {pipeline}  # prefixes all that is made in the database: triggers and tables",
+        f"name: {pipeline}  # prefixes all that is made in the database",
         "bus: embedded:data  # streams are kept in the folder `data`, beside this file",
         "",
         "sources:",
-        f"  {plan.source}: {scalar(url)}",
+        *comment(address.remark, indent=2),
+        f"  {plan.source}: {scalar(address.written)}",
         "",
         "streams:",
     ]

@@ -55,15 +55,14 @@ def _mismatch(sink: str, events: Events, found: str) -> CursorMismatch:
     )
 
 
-def by_commit(events: Events) -> Iterator[Events]:
-    """The events cut wherever a new commit begins, each part with its own cursor."""
+def halved(events: Events) -> Iterator[Events]:
+    """The events in two parts, each with its own cursor: cut between two commits if there are several, as near to the
+    middle as can be."""
     epoch, commit = (np.asarray(events.data.column(name)) for name in ("_epoch", "_commit"))
     starts = np.flatnonzero((epoch[1:] != epoch[:-1]) | (commit[1:] != commit[:-1])) + 1
-    yield from _parts(events, [0, *starts.tolist(), len(events)])
-
-
-def by_row(events: Events) -> Iterator[Events]:
-    yield from _parts(events, list(range(len(events) + 1)))
+    middle = len(events) // 2
+    cut = int(starts[np.abs(starts - middle).argmin()]) if len(starts) else middle
+    yield from _parts(events, [0, cut, len(events)])
 
 
 def _parts(events: Events, places: list[int]) -> Iterator[Events]:

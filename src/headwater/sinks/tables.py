@@ -32,9 +32,6 @@ from headwater.sinks.upsert import Table, quoted
 EXPIRY_EVERY = 3600.0
 """Seconds between two looks for guards that have served their time."""
 
-UNPARTED = 1
-"""Events that cannot be divided further."""
-
 
 class Refused(Exception):
     """The target refuses some row of a batch; the transaction is void."""
@@ -190,23 +187,15 @@ class TableSink:
             self._write_parts(table, events, refusal)
 
     def _write_parts(self, table: Table, events: Events, refusal: Refused) -> None:
-        """Commit by commit, then row by row: rows that exchange a unique value pass in the order of the source."""
+        """Half by half, down to single commits and single rows where it must be: rows that exchange a unique value
+        pass in the order of the source, and what the target does not object to stays in large transactions."""
         if not placing.divisible(events):
             raise self._refused(table, events, refusal) from refusal
-        for commit in placing.by_commit(events):
+        for half in placing.halved(events):
             try:
-                self._write_whole(table, commit)
+                self._write_whole(table, half)
             except Refused as objection:
-                self._write_rows(table, commit, objection)
-
-    def _write_rows(self, table: Table, commit: Events, refusal: Refused) -> None:
-        if len(commit) == UNPARTED:
-            raise self._refused(table, commit, refusal) from refusal
-        for row in placing.by_row(commit):
-            try:
-                self._write_whole(table, row)
-            except Refused as objection:
-                raise self._refused(table, row, objection) from objection
+                self._write_parts(table, half, objection)
 
     def _refused(self, table: Table, events: Events, refusal: Refused) -> RowRefused:
         rows = "" if len(events) == 1 else f"one of {len(events)} rows from "

@@ -35,15 +35,15 @@ _REPEATED = """
 """
 _BACKWARDS = """
     SELECT _offset, _epoch, _commit, _index FROM (
-        SELECT *, max(place) OVER (ORDER BY _offset ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS highest
-        FROM (SELECT *, (_epoch::UHUGEINT << 96) + (_commit::UHUGEINT << 32) + _index::UHUGEINT AS place FROM events)
-    ) WHERE place < highest ORDER BY _offset LIMIT {limit}
+        SELECT *, max(_place) OVER (ORDER BY _offset ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS _highest
+        FROM (SELECT *, (_epoch::UHUGEINT << 96) + (_commit::UHUGEINT << 32) + _index::UHUGEINT AS _place FROM events)
+    ) WHERE _place < _highest ORDER BY _offset LIMIT {limit}
 """
 
 
 def gaps(bus: Bus, stream: str, contract: Contract, *, workspace: Workspace | None = None) -> Gaps:
     """Look at the order triple and offset of every event that the stream holds; the first of what is wrong in full."""
-    with Tables(contract, workspace or Workspace()) as tables:
+    with Tables(contract, workspace or Workspace(), history=True) as tables:  # event by event: a key is not needed
         tables.load_events(bus.read(stream, after=None, follow=False))
         count = tables.count("events")
         repeated = tables.db.sql(_REPEATED.format(limit=EXAMPLES)).fetchall()

@@ -18,7 +18,7 @@ from headwater.sources.query.source import QuerySource
 
 __all__ = ["QuerySource", "findings", "guarantee", "open_source"]
 
-_DIALECTS = {"sqlite": "headwater.dialects.sqlite"}
+_DIALECTS = {"sqlite": "headwater.dialects.sqlite", "postgresql": "headwater.dialects.postgres"}
 
 
 def open_source(

@@ -19,6 +19,7 @@ from headwater.drivers.sqlite import Connection, quoted
 from headwater.errors import SourceError
 from headwater.model import Changes, Order, SourceState
 from headwater.protocols import Capture
+from headwater.sources.held import HeldRows
 from headwater.sources.trigger_sqlite.changes import Target, reads_of, rows_of, target_of
 from headwater.sources.trigger_sqlite.install import find
 from headwater.sources.trigger_sqlite.load import chunk_sql
@@ -52,7 +53,8 @@ def state_of(names: Names, capture: Capture, opener: Opener, epoch: int) -> Sour
         sql = chunk_sql(target.shape, target.names, None, behind=False, bounded=False)
         batches = rows_of(sql, target, dialect.times).read(connection, {})
         held = stack.pop_all()
-    return SourceState(dataclasses.replace(order, index=LAST_INDEX), _Snapshot(held, batches, capture, target, order))
+    rows = _changes(batches, capture, target, order)
+    return SourceState(dataclasses.replace(order, index=LAST_INDEX), HeldRows(held, rows))
 
 
 def _newest(connection: Connection, names: Names) -> int:
@@ -62,33 +64,8 @@ def _newest(connection: Connection, names: Names) -> int:
     return int(newest or 0)
 
 
-class _Snapshot:
-    """An iterator that gives its transaction back even if it is never begun, which a generator would not."""
-
-    def __init__(
-        self, held: ExitStack, batches: Iterator[pa.RecordBatch], capture: Capture, target: Target, order: Order
-    ) -> None:
-        self._held = held
-        self._batches = batches
-        self._capture = capture
-        self._target = target
-        self._next = order
-
-    def __iter__(self) -> Iterator[Changes]:
-        return self
-
-    def __next__(self) -> Changes:
-        batch = next(self._batches, None)
-        if batch is None:
-            self.close()
-            raise StopIteration
-        data = reads_of(batch, self._target.columns, self._next)
-        self._next = dataclasses.replace(self._next, index=self._next.index + 2 * len(batch))
-        return Changes(self._capture.table, data, stream=self._capture.stream)
-
-    def close(self) -> None:
-        self._batches = iter(())
-        self._held.close()
-
-    def __del__(self) -> None:
-        self.close()
+def _changes(batches: Iterator[pa.RecordBatch], capture: Capture, target: Target, order: Order) -> Iterator[Changes]:
+    for batch in batches:
+        data = reads_of(batch, target.columns, order)
+        order = dataclasses.replace(order, index=order.index + 2 * len(batch))
+        yield Changes(capture.table, data, stream=capture.stream)

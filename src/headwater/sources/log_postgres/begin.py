@@ -1,0 +1,261 @@
+"""Where a start begins: what must be true of server, publications and slot, and what a position is worth there."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from headwater.dialects.postgres_options import Options
+from headwater.drivers.postgres import connect, execute, literal
+from headwater.errors import GapError, SourceError
+from headwater.faults import failpoint
+from headwater.model import Note, Position, Reload
+from headwater.protocols import Capture, Load
+from headwater.sources.log_postgres import publication, slot
+from headwater.sources.log_postgres.names import MESSAGES, Names
+from headwater.sources.log_postgres.position import Place, Progress, lsn_of, lsn_text, place_of
+from headwater.sources.log_postgres.publication import Arranged
+
+if TYPE_CHECKING:
+    import psycopg
+
+AWAY = "away"
+"""The token of a load whose stream could not be captured for a while: its rows are compared when it can."""
+
+_PATIENT = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout")
+"""A role's time-outs are not meant for a session that holds a snapshot, or the log, for as long as it takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is configured. `directory`: where files of large transactions go."""
+
+    name: str
+    url: str
+    names: Names
+    options: Options
+    directory: str
+
+
+class Stopping:
+    """Set once, from any thread. `fileno` becomes readable then."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.fileno, self._write = os.pipe()
+
+    def set(self) -> None:
+        if not self._event.is_set():
+            self._event.set()
+            os.write(self._write, b"x")
+
+    def wait(self, seconds: float) -> bool:
+        return self._event.wait(seconds)
+
+    def __bool__(self) -> bool:
+        return self._event.is_set()
+
+    def __del__(self) -> None:
+        os.close(self.fileno)
+        os.close(self._write)
+
+
+@dataclass(slots=True)
+class Begun:
+    """`snapshot`: of a slot made just now, held by `replication`; None when a place is taken up again."""
+
+    sql: psycopg.Connection
+    replication: psycopg.Connection
+    version: int
+    arranged: Arranged
+    captures: dict[str, Capture]
+    place: Place
+    snapshot: str | None
+    notes: list[Note] = field(default_factory=list)
+
+    def close(self) -> None:
+        self.sql.close()
+        self.replication.close()
+
+
+def patient(setting: Setting, *, replication: bool = False) -> psycopg.Connection:
+    """A connection that no time-out of the role ends."""
+    connection = connect(setting.url, application=setting.names.application, replication=replication)
+    try:
+        known = _PATIENT if connection.info.server_version >= 140000 else _PATIENT[:-1]
+        slot.ask(connection, "; ".join(f"SET {name} = 0" for name in known))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def begin(
+    setting: Setting, captures: Mapping[str, Capture], after: Position | None, epoch: int, stopping: Stopping
+) -> Begun:
+    """Raises `GapError` when the position is worth nothing here, `SourceError` when nothing can be captured."""
+    known = None if after is None else place_of(after, setting.name)
+    sql = patient(setting)
+    try:
+        _check_server(sql)
+        replication = patient(setting, replication=True)
+        try:
+            return _begun((sql, replication), setting, captures, (known, epoch), stopping)
+        except BaseException:
+            replication.close()
+            raise
+    except BaseException:
+        sql.close()
+        raise
+
+
+def _begun(
+    connections: tuple[psycopg.Connection, psycopg.Connection],
+    setting: Setting,
+    captures: Mapping[str, Capture],
+    stored: tuple[Place | None, int],
+    stopping: Stopping,
+) -> Begun:
+    (sql, replication), (known, epoch) = connections, stored
+    server = slot.identify(replication)
+    found = slot.check_free(sql, setting.names.slot, stopping.wait)
+    if known is not None:
+        slot.check(found, known, server, setting.name, sql.info.dbname)
+        _check_publications(sql, known, setting.name)
+    arranged = publication.arrange(sql, setting.names, captures.values())
+    if len(arranged.broken) == len(captures) and captures:
+        raise next(iter(arranged.broken.values()))
+    if known is not None:
+        place, snapshot = _taken_up(sql, known, arranged, epoch), None
+    else:
+        place, snapshot = _new_slot(sql, replication, setting, found, server, max(1, epoch), stopping)
+        place = dataclasses.replace(place, publications=dict.fromkeys(arranged.publications, 0))
+    begun = Begun(sql, replication, server.version, arranged, {}, place, snapshot)
+    _settle(begun, captures)
+    return begun
+
+
+def _check_publications(sql: psycopg.Connection, place: Place, capture: str) -> None:
+    for name in place.publications:
+        if not publication.known(sql, name):
+            raise GapError(
+                f"publication {name} is gone; the bus holds {capture} up to {lsn_text(place.lsn)}: what was committed "
+                "since it was dropped is not given by the log",
+                hint=f"`headwater repair {capture}` makes it again and compares every table with its stream",
+            )
+
+
+def _taken_up(sql: psycopg.Connection, place: Place, arranged: Arranged, epoch: int) -> Place:
+    """A publication made since is known to the log from now on. A table that had been taken out of ours was away."""
+    new = [name for name in arranged.publications if name not in place.publications]
+    since = mark(sql) if new else 0
+    publications = {**place.publications, **dict.fromkeys(new, since)}
+    return dataclasses.replace(place, epoch=max(place.epoch, epoch), publications=publications)
+
+
+def mark(sql: psycopg.Connection) -> int:
+    """A place that everything committed by now is below, and that the log will come to.
+
+    Where something is in memory only (commits without `synchronous_commit`), a commit of our own brings it to disk.
+    """
+    ((written, flushed),) = execute(
+        sql, "SELECT pg_catalog.pg_current_wal_insert_lsn()::text, pg_catalog.pg_current_wal_flush_lsn()::text"
+    )
+    if lsn_of(flushed) >= lsn_of(written):
+        return lsn_of(flushed)
+    execute(sql, "SET synchronous_commit = local")
+    try:
+        ((lsn,),) = execute(sql, f"SELECT pg_catalog.pg_logical_emit_message(true, {literal(MESSAGES)}, '')::text")
+    except SourceError:  # a role that may not write: what is on disk is what has surely been committed
+        return lsn_of(flushed)
+    return lsn_of(lsn)
+
+
+def _check_server(connection: psycopg.Connection) -> None:
+    ((recovering, level),) = execute(connection, "SELECT pg_catalog.pg_is_in_recovery(), current_setting('wal_level')")
+    if recovering:
+        raise SourceError("the server is a standby: log capture reads from the primary", hint="give the primary's URL")
+    if level != "logical":
+        raise SourceError(
+            f"the server's wal_level is `{level}`, and log capture needs `logical`",
+            hint="ALTER SYSTEM SET wal_level = logical; and restart the server",
+        )
+
+
+def _new_slot(
+    sql: psycopg.Connection,
+    replication: psycopg.Connection,
+    setting: Setting,
+    found: slot.Slot | None,
+    server: slot.Server,
+    epoch: int,
+    stopping: Stopping,
+) -> tuple[Place, str]:
+    """A slot without a position is of a start that was broken off before anything was durable (F20).
+
+    A commit record may stand at the very place where the slot begins, so nothing at it is in the bus yet.
+    """
+    name = setting.names.slot
+    if found is not None:
+        slot.check_kind(found, name, sql.info.dbname)
+        slot.drop(sql, name)
+        failpoint("log.slot.dropped")
+    made = slot.make(replication, name, stop=stopping.fileno)
+    place = Place(
+        epoch=epoch,
+        commit=made.start - 1,
+        lsn=made.start,
+        system=server.system,
+        timeline=server.timeline,
+        slot=name,
+        start=made.start,
+    )
+    return place, made.snapshot
+
+
+def _settle(begun: Begun, captures: Mapping[str, Capture]) -> None:
+    """Streams that cannot be captured now are marked; those that can be again are compared with their rows."""
+    for stream, capture in captures.items():
+        progress = begun.place.loads.get(stream)
+        if stream in begun.arranged.broken:
+            if progress is not None:
+                begun.place = begun.place.with_load(stream, dataclasses.replace(progress, token=AWAY))
+        elif progress is not None and (progress.token == AWAY or capture.table in begun.arranged.added):
+            begun.place = begun.place.with_load(stream, dataclasses.replace(progress, token=AWAY))
+            begun.captures[stream] = _returned(capture, begun.notes)
+        elif progress is not None and _is_broken_comparison(progress, capture):
+            begun.captures[stream] = _compared(capture, progress.token)
+        else:
+            begun.captures[stream] = capture
+
+
+def _is_broken_comparison(progress: Progress, capture: Capture) -> bool:
+    """A reading that nobody asks for by name: that of a stream which had come back, cut off by a restart."""
+    is_fact = bool(capture.key) and capture.kind == "fact"
+    asked = next((load for load in _loads(capture) if load.token == progress.token), None)
+    return is_fact and progress.state == "reading" and asked is not None and asked.reload is None
+
+
+def _loads(capture: Capture) -> tuple[Load, ...]:
+    return *capture.load.earlier, capture.load
+
+
+def _returned(capture: Capture, notes: list[Note]) -> Capture:
+    text = f"table {capture.table} could not be captured for a while; what happened then was not seen one by one"
+    what = "the rows are compared" if capture.key else "rows without a key cannot be compared"
+    notes.append(Note(capture.stream, "gap", f"{text}, {what}"))
+    if not capture.key:
+        return dataclasses.replace(capture, load=Load(capture.load.token, skip=True))
+    return _compared(capture, capture.load.token)
+
+
+def _compared(capture: Capture, token: str) -> Capture:
+    """With a comparison in the place of the load `token` and what it was behind."""
+    _, *behind = itertools.dropwhile(lambda load: load.token != token, _loads(capture))
+    *earlier, last = (Load(token, Reload.DIFFERENCE), *behind)
+    return dataclasses.replace(capture, load=dataclasses.replace(last, earlier=tuple(earlier)))

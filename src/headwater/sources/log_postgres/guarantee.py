@@ -1,0 +1,25 @@
+"""What the log pattern gives on PostgreSQL, and what it cannot see, in whole sentences."""
+
+from __future__ import annotations
+
+from headwater.config import StreamConfig
+from headwater.protocols import Guarantee
+
+ORDER = "Changes come whole transaction by whole transaction, in the order of their commits."
+TOAST = (
+    "An update does not carry large values that it left alone, unless the table has REPLICA IDENTITY FULL: they are "
+    "marked as unchanged, and sinks leave them as they are. Of a row that changes its key, or that a load has yet to "
+    "read, and that is gone before such a value can be looked up, the states until its end are not told."
+)
+UNLOGGED = "What PostgreSQL does not write to its log is not seen: unlogged tables, sequences and large objects."
+FAILOVER = (
+    "A server that was restored or promoted has another log: capture stops with an error, and `headwater repair` "
+    "compares every table with its stream."
+)
+NO_KEY = "The table has no key: rows cannot be told apart, and what a gap has cost cannot be found by comparing."
+
+
+def guarantee(config: StreamConfig, *, keyed: bool, key: tuple[str, ...] = ()) -> Guarantee:
+    """`keyed`: whether the table has a key to compare rows by."""
+    notes = (ORDER, TOAST, UNLOGGED, FAILOVER) if keyed else (ORDER, TOAST, UNLOGGED, FAILOVER, NO_KEY)
+    return Guarantee("exactly_once", "every", "seen", notes)

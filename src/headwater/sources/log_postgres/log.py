@@ -1,0 +1,120 @@
+"""One replication session: from `START_REPLICATION` to decoded transactions.
+
+The server tells of each table once a session, so the decoder, what it knows of tables, and the frames on disk live
+exactly as long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwater.model import Changes
+from headwater.sources.log_postgres.begin import Setting
+from headwater.sources.log_postgres.changes import Shaper
+from headwater.sources.log_postgres.position import Place
+from headwater.sources.log_postgres.spool import SpooledChanges
+from headwater.sources.log_postgres.stream import start
+from headwater.sources.log_postgres.units import Stored, Units, Whole, tell
+from headwater.wire.pgoutput import Decoder, Relation, Segment, Transactions
+from headwater.wire.pgoutput_messages import relation_of
+
+if TYPE_CHECKING:
+    import psycopg
+
+BATCH_BYTES = 4 * 2**20
+BATCH_ROWS = 20_000
+
+Passing = Callable[[list[Changes]], list[Changes]]
+"""What each part of a stored transaction goes through before it is handed on."""
+
+
+class Log:
+    """Units are taken one at a time: `next`, then `segments` or `stored`."""
+
+    def __init__(
+        self,
+        connection: psycopg.Connection,
+        setting: Setting,
+        place: Place,
+        publications: tuple[str, ...],
+        shaper: Shaper,
+    ) -> None:
+        self._shaper = shaper
+        self._origin = setting.options.origin
+        self._decoder = self._new_decoder()
+        self._units = Units(setting.directory)
+        self._connection = connection
+        self.stream = start(connection, setting, place, publications, binary=shaper.binary)
+
+    @property
+    def reached(self) -> int:
+        """Every commit below this LSN has been given by `next`, once that has given None."""
+        return self._units.reached
+
+    @property
+    def pressed(self) -> bool:
+        """Whether the server wants to hear of it at once; asked once."""
+        return self._units.pressed()
+
+    def next(self, timeout: float) -> Whole | Stored | None:
+        """What has arrived together, within limits; None when nothing comes for `timeout` seconds, or when woken."""
+        wait = timeout
+        while not self._enough() and (chunk := self.stream.take(wait)) is not None:
+            self._units.add(*chunk)
+            wait = 0.0
+        return self._units.take()
+
+    def _enough(self) -> bool:
+        units = self._units
+        return units.stored or units.nbytes >= BATCH_BYTES or units.rows >= BATCH_ROWS
+
+    def segments(self, unit: Whole) -> Iterator[Segment]:
+        """Raises `TextNeeded`; then the session cannot go on."""
+        return self._decoder.decode(unit.buffer, unit.ends)
+
+    def stored(self, unit: Stored, passing: Passing) -> SpooledChanges:
+        """Raises `TextNeeded`, now and not later."""
+        for relation in self.relations(unit):
+            self._shaper.wanted(relation)
+
+        def decoder() -> Decoder:
+            made = self._new_decoder()
+            tell(made, unit.known)
+            return made
+
+        def shaped(segment: Segment) -> Iterator[Changes]:
+            keep = np.ones(len(segment.transactions), np.bool_)
+            yield from passing([changes for _, changes in self._shaper.changes(segment, keep)])
+
+        return SpooledChanges(unit.spool, unit.transaction, unit.aborted, decoder, shaped)
+
+    def learn(self, unit: Stored) -> None:
+        """What a stored transaction told of tables holds for those behind it."""
+        tell(self._decoder, unit.told)
+
+    def relations(self, unit: Stored) -> list[Relation]:
+        """Every description of a table in a stored transaction, in its sequence."""
+        return [relation_of(memoryview(frame)) for frame in unit.relations]
+
+    def counted(self, transactions: Transactions, commit: int) -> NDArray[np.bool_]:
+        """Which transactions are above `commit`, and of an origin that is wanted."""
+        keep: NDArray[np.bool_] = transactions.commit_lsn > np.uint64(max(commit, 0))
+        if self._origin == "none":
+            keep &= transactions.origin == ""
+        return keep
+
+    def counts(self, unit: Stored, commit: int) -> bool:
+        transaction = unit.transaction
+        return transaction.commit_lsn > commit and not (self._origin == "none" and transaction.origin)
+
+    def close(self) -> None:
+        self.stream.close()
+        self._units.close()
+        self._connection.close()
+
+    def _new_decoder(self) -> Decoder:
+        return Decoder(binary=self._shaper.binary, wanted=self._shaper.wanted)

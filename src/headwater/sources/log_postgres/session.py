@@ -1,0 +1,306 @@
+"""One `read`: from where the position stands through the loads into the log, batch by batch."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from headwater.dialects.postgres_types import PgTypes
+from headwater.drivers.postgres import execute, literal
+from headwater.errors import SourceError
+from headwater.faults import failpoint
+from headwater.model import Batch, Changes, Note, Position, StoredChanges
+from headwater.protocols import Capture
+from headwater.sources.log_postgres import slot
+from headwater.sources.log_postgres.begin import Setting, Stopping, begin, mark, patient
+from headwater.sources.log_postgres.changes import Shaper, TextNeeded, targets_of
+from headwater.sources.log_postgres.load import Loads
+from headwater.sources.log_postgres.log import Log
+from headwater.sources.log_postgres.names import MESSAGES
+from headwater.sources.log_postgres.position import DONE, Place, lsn_of, place_of
+from headwater.sources.log_postgres.rows import Connector
+from headwater.sources.log_postgres.streamed import Streamed
+from headwater.sources.log_postgres.units import Stored, Whole
+from headwater.wire.pgoutput import Relation
+
+logger = logging.getLogger("headwater")
+
+BINARY = 140000
+"""The first server that sends binary values (`server_version_num`)."""
+
+QUIET = 1.0
+"""Seconds that are waited for the log before looking around."""
+
+TICK = 0.02
+"""Likewise, while a load waits for the log to pass a place."""
+
+
+class Session:
+    """`place`: behind the batch given last."""
+
+    def __init__(
+        self, setting: Setting, captures: Mapping[str, Capture], after: Position | None, epoch: int, stopping: Stopping
+    ) -> None:
+        self._setting = setting
+        self._stopping = stopping
+        self._begun = begun = begin(setting, captures, after, epoch, stopping)
+        self._log: Log | None = None
+        self._target: int | None = None
+        self._given: tuple[Position | None, Place | None] = (None, None)
+        self.broken = begun.arranged.broken
+        """See `protocols.Source`; loads add to it."""
+        self._streamed = Streamed()
+        self._notes = begun.notes
+        try:
+            self._types = PgTypes.load(begun.sql)
+            connector = Connector(setting.url, setting.names.application)
+            self._loads = Loads(
+                connector,
+                begun.captures,
+                self._types,
+                begun.place.epoch,
+                texts=setting.options.as_text,
+                stopped=stopping.wait,
+                broken=self.broken,
+            )
+            self.place = self._loads.begin(begun.place, fresh=begun.snapshot is not None)
+            self._tables = targets_of(begun.captures.values(), begun.arranged.tables, setting.options.as_text)
+            self._fence = 0
+            self._later: int | None = None
+            self._advanced = self._moved = time.monotonic()
+        except BaseException:
+            begun.close()
+            raise
+
+    def wake(self) -> None:
+        """From any thread."""
+        if self._log is not None:
+            self._log.stream.wake()
+
+    def confirm(self, position: Position) -> None:
+        given, place = self._given
+        known = place if place is not None and position is given else place_of(position, self._setting.name)
+        if self._log is not None:
+            self._log.stream.confirm(known.lsn)
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+        self._loads.close()
+        self._begun.close()
+
+    def batches(self, follow: bool) -> Iterator[Batch]:
+        """The first makes durable that there is a slot and what begins; what is not, is done anew (F20)."""
+        yield self._batch((), self.place)
+        failpoint("log.begun")
+        if self._begun.snapshot is not None:
+            for changes, place, notes in self._loads.initial(self.place, self._begun.snapshot):
+                yield self._batch(changes, place, notes)
+                if self._stopping:
+                    return
+        self._target = None if follow else mark(self._begun.sql)
+        binary = self._binary_fits()
+        while not self._stopping and not self._at_target():
+            if self._log is not None:
+                self._reconnect()
+            try:
+                yield from self._live(binary=binary)
+            except TextNeeded:
+                binary = False
+
+    # the log
+
+    def _live(self, *, binary: bool) -> Iterator[Batch]:
+        """Until it is time to end, or until another publication can be read."""
+        self._shaper = Shaper(self._tables, self._types, self.place.epoch, binary=binary)
+        since = self.place.publications
+        publications = tuple(name for name in since if since[name] <= self.place.lsn)
+        later = self._later = min((lsn for lsn in since.values() if lsn > self.place.lsn), default=None)
+        log = self._log = Log(self._begun.replication, self._setting, self.place, publications, self._shaper)
+        self._fence = self._fence_now()
+        while not self._stopping and not self._at_target() and (later is None or self.place.lsn < later):
+            unit = log.next(self._patience())
+            if isinstance(unit, Whole):
+                yield from self._whole(log, unit)
+            elif unit is not None:
+                yield from self._stored(log, unit)
+            else:
+                yield from self._idle(log)
+            yield from self._load()
+
+    def _at_target(self) -> bool:
+        return self._target is not None and self.place.lsn >= self._target and not self._loading
+
+    def _whole(self, log: Log, unit: Whole) -> Iterator[Batch]:
+        found: list[Changes] = []
+        place, before = self.place, self.place.commit
+        for segment in log.segments(unit):
+            transactions = segment.transactions
+            keep = log.counted(transactions, before)
+            for relation, changes in self._shaper.changes(segment, keep):
+                place = self._noticed(relation, place)
+                found.append(changes)
+            self._streamed.add(transactions.xid)
+            if len(transactions):
+                place = place.moved(int(transactions.end_lsn[-1]))
+        if place is not self.place and place != self.place:
+            found = self._loads.passing(found, place)
+            yield self._batch(tuple(found), self._loads.told(place), nbytes=len(unit.buffer))
+            self._loads.behind(place.lsn)
+
+    def _stored(self, log: Log, unit: Stored) -> Iterator[Batch]:
+        transaction = unit.transaction
+        try:
+            if log.counts(unit, self.place.commit):
+                place = self.place.moved(transaction.end_lsn)
+                changes = log.stored(unit, lambda found: self._loads.passing(found, place))
+                for relation in log.relations(unit):
+                    place = self._noticed(relation, place)
+                self._streamed.add(np.array([transaction.xid], np.uint32))
+                yield self._batch(changes, self._loads.doubtful(place), nbytes=unit.spool.nbytes)
+                self._loads.behind(place.lsn)
+                self.place = self._loads.told(place)
+        finally:
+            unit.spool.close()
+        log.learn(unit)
+
+    def _noticed(self, relation: Relation, place: Place) -> Place:
+        """Keep what the log says of a table's columns; a difference is noted for its streams (F52)."""
+        target = self._shaper.target(relation)
+        types = self._shaper.types_of(relation)
+        if target is None or (known := place.columns.get(str(target.id))) == types:
+            return place
+        if known is not None:
+            text = f"table {target.id}: {_difference(known, types)}"
+            streams = [c.stream for c in self._begun.captures.values() if c.table == target.id]
+            self._notes += [Note(stream, "schema", text) for stream in streams]
+        return place.with_columns(target.id, types)
+
+    def _idle(self, log: Log) -> Iterator[Batch]:
+        """Nothing of ours happens: let the server forget what others have written (F8)."""
+        now = time.monotonic()
+        reached = log.reached
+        self._loads.behind(reached)
+        if log.pressed:
+            log.stream.answer()
+            due = True
+        else:
+            awaited = [lsn for lsn in (self._target, self._later) if lsn is not None]
+            at_end = bool(awaited) and reached >= min(awaited)
+            due = at_end or now - self._advanced >= self._setting.options.idle_advance
+        if reached > self.place.lsn and due:
+            yield self._batch((), self._loads.told(self.place.moved(reached)))
+        elif self._notes:
+            yield self._batch((), self.place)
+        if self._in_haste:
+            log.stream.ask()
+        self._beat(now)
+
+    def _patience(self) -> float:
+        """How long the log is waited for."""
+        if self._in_haste:
+            return TICK
+        if self._loading:
+            return 0.0 if self._behind_fence() else TICK
+        return min(QUIET, self._setting.options.idle_advance or QUIET)
+
+    @property
+    def _in_haste(self) -> bool:
+        """Whether something waits for the log to come to a place."""
+        return self._loads.wants_tick or self._target is not None or self._later is not None
+
+    def _reconnect(self) -> None:
+        if self._log is not None:
+            self._log.close()
+        slot.check_free(self._begun.sql, self._setting.names.slot, self._stopping.wait)
+        self._begun.replication = patient(self._setting, replication=True)
+
+    def _beat(self, now: float) -> None:
+        """If this database's log is silent while the server's grows, and no keepalive tells so, a message does."""
+        every = self._setting.options.heartbeat
+        if not every or now - self._moved < every:
+            return
+        self._moved = now
+        sql = "SELECT pg_catalog.pg_current_wal_flush_lsn()::text"
+        ((lsn,),) = execute(self._begun.sql, sql)
+        if lsn_of(lsn) > self.place.lsn:
+            content = literal(self._setting.names.pipeline)
+            try:
+                execute(
+                    self._begun.sql, f"SELECT pg_catalog.pg_logical_emit_message(false, {literal(MESSAGES)}, {content})"
+                )
+            except SourceError as error:
+                logger.warning("no heartbeat: %s", error.message, extra={"action": "heartbeat_refused"})
+
+    # loads
+
+    @property
+    def _loading(self) -> bool:
+        """Whether a stream's rows are still to be read beside the log."""
+        loads = self.place.loads
+        streams = [stream for stream in self._begun.captures if stream not in self.broken]
+        return any(stream in loads and loads[stream].state != DONE for stream in streams)
+
+    def _load(self) -> Iterator[Batch]:
+        if not self._loading or self._later is not None or not self._behind_fence():
+            return
+        stepped = self._loads.step(self.place, self._streamed)
+        if stepped is not None:
+            changes, place, notes = stepped
+            yield self._batch(changes, place, notes)
+        self._streamed.watch(self._loading)
+
+    def _fence_now(self) -> int:
+        """A transaction that wrote before its table was published may end after: its rows come with none of the
+        changes. So nothing is read beside the log before the log is read by every publication, and all transactions
+        have ended that ran then. (An id of our own is above theirs; `pg_snapshot_xmax` may be not.)
+        """
+        if not self._loading or self._begun.snapshot is not None or self._later is not None:
+            return 0
+        ((xid,),) = execute(self._begun.sql, "SELECT pg_catalog.pg_current_xact_id()::text")
+        return int(xid) + 1
+
+    def _behind_fence(self) -> bool:
+        if self._fence:
+            ((xmin,),) = execute(
+                self._begun.sql, "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text"
+            )
+            self._fence = 0 if int(xmin) >= self._fence else self._fence
+        return not self._fence
+
+    def _binary_fits(self) -> bool:
+        """A session is binary if every captured column can be."""
+        begun, options = self._begun, self._setting.options
+        if options.binary == "off" or begun.version < BINARY:
+            return False
+        return all(
+            name not in target.as_text and self._types.kind(*begun.arranged.tables[target.id].columns[name]).wire
+            for target in self._tables.values()
+            for name in target.columns
+        )
+
+    def _batch(
+        self, changes: Sequence[Changes] | StoredChanges, place: Place, notes: Sequence[Note] = (), nbytes: int = 0
+    ) -> Batch:
+        if isinstance(changes, Sequence):
+            changes = tuple(changes)
+            nbytes = nbytes or sum(part.data.nbytes for part in changes)
+        given, self._notes = (*self._notes, *notes), []
+        position = place.position()
+        if place.lsn > self.place.lsn:
+            self._moved = self._advanced = time.monotonic()
+        self.place = place
+        self._given = position, place
+        return Batch(changes, position, nbytes, given)
+
+
+def _difference(known: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """The change of a table's columns in words."""
+    gone = [f"`{name}` ({kind}) is gone" for name, kind in known.items() if name not in now]
+    new = [f"`{name}` ({kind}) is new" for name, kind in now.items() if name not in known]
+    both = [name for name in known if name in now and known[name] != now[name]]
+    other = [f"`{name}` was {known[name]} and is {now[name]}" for name in both]
+    return ", ".join([*gone, *new, *other]) or "its columns have another order"

@@ -1,0 +1,319 @@
+"""What a torment must leave behind, told by plain code: source, folded stream and sink row by row, and the stream of
+`shop.item` against the application's own audit, change by change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from headwater import config
+from headwater.assembly import Assembly
+from headwater.cli.proof import comparisons
+from headwater.mapping.hashing import event_ids
+from headwater.model import Op
+from headwater.sources.log_postgres.position import lsn_of, place_of
+from headwater.verify import Terms, gaps, verify_source
+from tests.crash.postgres_world import FIELDS, KEYS, World
+
+Values = dict[str, Any]
+Rows = dict[tuple[Any, ...], Values]
+
+SOURCE = {
+    "bank.account": "SELECT aid, bid, abalance, filler FROM pgbench_accounts",
+    "bank.history": "SELECT tid, bid, aid, delta, mtime, filler FROM pgbench_history",
+    "shop.item": "SELECT id, version, name, price, amount::text, tags, body, photo, seen FROM shop.item",
+    "shop.note": "SELECT id, state, author, body, at, length(body)::bigint FROM shop.note WHERE state <> 'draft'",
+    "shop.measure": "SELECT region, id, value, place::text, remark FROM shop.measure",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    letter: str
+    order: tuple[int, int, int]
+    transaction: str | None
+    values: Values
+    unchanged: tuple[str, ...]
+    id: bytes
+
+
+def check(world: World, *, history: bool) -> None:
+    """Source, fold, sink and `verify`; no event twice. Each assertion names what is wrong.
+
+    `history`: also that each change the audit knows was told, or is excused by a load that was under way.
+    """
+    audit = audited(world) if history else None
+    with Assembly(config.load(world.directory / "headwater.yaml")) as assembly:
+        for stream in FIELDS:
+            events = list(events_of(assembly, stream))
+            _once_and_in_order(stream, events)
+            if KEYS[stream]:
+                expected = source_rows(world, stream)
+                _same(f"fold of {stream}", folded(stream, events), expected)
+                _same(f"{stream} in the sink", sink_rows(world, stream), expected)
+            else:
+                _history_is_complete(world, stream, events)
+            found = gaps(assembly.bus, stream, assembly.contract(stream))
+            assert not found.backwards, f"{stream}: {found}"
+            assert not found.missing, f"{stream}: {found}"
+        if audit is not None:
+            _compare_with_audit(assembly, audit)
+        with world.living():
+            for stream in filter(KEYS.get, FIELDS):
+                _verify_source(assembly, stream)
+        for comparison in comparisons(assembly, "copy"):
+            comparison.require_equal()
+
+
+def _verify_source(assembly: Assembly, stream: str) -> None:
+    """At the exported snapshot of a temporary slot, which the pipeline must reach."""
+    source = assembly.source(assembly.capture_of(stream))
+    try:
+        contract, mapping = assembly.contract(stream), assembly.mapping(stream)
+        verify_source(assembly.bus, stream, contract, source, mapping, terms=Terms(wait=20.0)).require_equal()
+    finally:
+        source.close()
+
+
+# both sides
+
+
+def source_rows(world: World, stream: str) -> Rows:
+    rows = [
+        dict(zip(FIELDS[stream], row, strict=True))
+        for row in world.server.execute(SOURCE[stream], database=world.database)
+    ]
+    return {tuple(row[name] for name in KEYS[stream]): row for row in rows}
+
+
+def events_of(assembly: Assembly, stream: str) -> Iterator[Event]:
+    names = list(FIELDS[stream])
+    for events in assembly.bus.read(stream, after=None, follow=False):
+        rows, ids = events.data.to_pylist(), event_ids(events).to_pylist()
+        for row, event_id in zip(rows, ids, strict=True):
+            order = (row["_epoch"], row["_commit"], row["_index"])
+            unchanged = tuple(events.fields[place] for place in row.get("_unchanged") or ())
+            values = {name: row[name] for name in names}
+            yield Event(Op(row["_op"]).letter, order, row["_transaction"], values, unchanged, event_id)
+
+
+def folded(stream: str, events: list[Event]) -> Rows:
+    """The rows that the events lead to; an event that leaves a value unchanged must find it there."""
+    rows: Rows = {}
+    for event in events:
+        key = tuple(event.values[name] for name in KEYS[stream])
+        if event.letter == "d":
+            rows.pop(key, None)
+            continue
+        known = {name: rows[key][name] for name in event.unchanged}
+        rows[key] = {**event.values, **known}
+    return rows
+
+
+def sink_rows(world: World, stream: str) -> Rows:
+    """By plain SQL, in the sink's own database."""
+    names, table = FIELDS[stream], stream.replace(".", "_")
+    if world.sink_database:
+        listed = ", ".join(f'"{name}"::text' if kind == "uuid" else f'"{name}"' for name, kind in names.items())
+        found = world.server.execute(f'SELECT {listed} FROM "{table}"', database=world.sink_database)
+        rows = [dict(zip(names, row, strict=True)) for row in found]
+    else:
+        listed = ", ".join(f'"{name}"' for name in names)
+        with duckdb.connect(str(world.directory / "copy.duckdb"), read_only=True) as target:
+            rows = target.sql(f'SELECT {listed} FROM "{table}"').to_arrow_table().to_pylist()
+    keyed = {tuple(row[name] for name in KEYS[stream]): row for row in rows}
+    assert len(keyed) == len(rows), f"{stream}: a key is in the sink twice"
+    return keyed
+
+
+def _same(what: str, found: Rows, expected: Rows) -> None:
+    missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
+    assert not missing, f"{what} lacks {sorted(missing)[:5]} and {len(missing) - 1} more"
+    assert not extra, f"{what} has {sorted(extra)[:5]} and {len(extra) - 1} more than it should"
+    for key, row in expected.items():
+        assert _plain(found[key]) == _plain(row), f"{what}, {key}:\n  found    {found[key]}\n  expected {row}"
+
+
+def _plain(row: Values) -> Values:
+    """Values that compare: NaN is equal to itself, a moment to the same moment in another zone, a UUID to its text."""
+    return {name: _comparable(value) for name, value in row.items()}
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, datetime.datetime) and value.tzinfo is not None:
+        return value.astimezone(datetime.UTC)
+    return str(value) if isinstance(value, float | uuid.UUID) else value
+
+
+# the stream by itself
+
+
+def _once_and_in_order(stream: str, events: list[Event]) -> None:
+    """The deletes that a TRUNCATE makes share its place, and are of no transaction; nothing else shares one."""
+    orders = [event.order for event in events]
+    live = {(event.order, *(event.values[name] for name in KEYS[stream])) for event in events}
+    assert len(live) == len(events), f"{stream}: an event is there twice"
+    assert len({event.id for event in events}) == len(events), f"{stream}: two events have one id"
+    assert orders == sorted(orders), f"{stream}: an event is behind a later one"
+    shared = {order for order, count in Counter(orders).items() if count > 1}
+    wrong = [e for e in events if e.order in shared and (e.letter != "d" or e.transaction is not None)]
+    assert not wrong, f"{stream}: events share a place: {wrong[:5]}"
+
+
+def _history_is_complete(world: World, stream: str, events: list[Event]) -> None:
+    rows = world.server.execute(SOURCE[stream], database=world.database)
+    told = Counter(tuple(event.values.values()) for event in events)
+    assert told == Counter(rows), f"{stream}: {(told - Counter(rows)) or (Counter(rows) - told)}"
+
+
+# the stream against the audit
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A change of one key, by the audit: `c` a row that was inserted, `m` one that moved here, `u`, `d` one that was
+    deleted or moved away, `t` one that a TRUNCATE took. `version`: of what was written.
+    """
+
+    letter: str
+    version: int | None
+    xid: str
+    lsn: int
+    seq: int
+
+    @property
+    def ends(self) -> bool:
+        return self.letter in "dt"
+
+    def is_told_by(self, event: Event) -> bool:
+        if event.letter == "d":
+            return (self.letter, self.xid) == ("d", event.transaction)
+        if event.letter == "t":
+            return (self.letter, self.xid) == ("t", event.transaction)
+        return bool(self.version == event.values["version"])
+
+
+def _compare_with_audit(assembly: Assembly, audit: Audit) -> None:
+    """Key by key: the stream tells the audit's story once and in its order. What it may leave out is `_Story.excuse`.
+
+    The audit's triggers fire under the row's lock, so that its sequence is the order of the commits for each key. What
+    was written behind the slot's place cannot have been in a reading of it, and must have been told.
+    """
+    position = assembly.bus.position("shop/log")
+    assert position is not None
+    start = place_of(position, "shop/log").start
+    told: defaultdict[int, list[Event]] = defaultdict(list)
+    for event in events_of(assembly, "shop.item"):
+        told[event.values["id"]].append(event)
+    assert told
+    truncates = {written.xid for story in audit.values() for written in story if written.letter == "t"}
+    xids = {event.order[:2]: event.transaction for events in told.values() for event in events if event.transaction}
+    for events in told.values():
+        for place, event in enumerate(events):
+            if event.letter == "d" and event.transaction is None:
+                xid = xids.get(event.order[:2])
+                assert xid in truncates, f"a delete of no transaction, and no TRUNCATE: {event}"
+                events[place] = dataclasses.replace(event, letter="t", transaction=xid)
+    for key in audit.keys() | told.keys():
+        _Story(key, audit[key], start).check(told[key])
+
+
+Audit = defaultdict[int, list[Written]]
+
+
+def audited(world: World) -> Audit:
+    found: Audit = defaultdict(list)
+    rows = world.server.execute(
+        "SELECT seq, xid::text, lsn::text, op, old_id, id, version FROM shop.audit ORDER BY seq",
+        database=world.database,
+    )
+    for seq, xid, lsn, op, old_id, new_id, version in rows:
+        place = lsn_of(lsn)
+        moved = op == "u" and old_id != new_id
+        if op in "dt" or moved:
+            found[old_id].append(Written("t" if op == "t" else "d", None, xid, place, seq))
+        if op in "cu":
+            found[new_id].append(Written("m" if moved else op, version, xid, place, seq))
+    return found
+
+
+class _Story:
+    """What was written of one key, and how far the stream has told of it."""
+
+    def __init__(self, key: int, written: list[Written], start: int) -> None:
+        self.key = key
+        self.written = written
+        self.start = start
+        self.place = 0
+        self.read = -1
+        """The latest change that a reading has shown."""
+        self.silent = True
+        """Nothing was told or read of the key yet."""
+        self.there = False
+        """Whether the reader has the row."""
+        self.before = True, False
+        """Both, before it was read."""
+
+    def check(self, events: list[Event]) -> None:
+        for event in events:
+            if event.letter == "r":
+                self._is_read(event)
+            else:
+                self._is_told(event)
+            self.silent = False
+        self._leave_out(len(self.written))
+
+    def _is_read(self, event: Event) -> None:
+        version = event.values["version"]
+        found = [n for n, written in enumerate(self.written) if not written.ends and written.version == version]
+        assert found, f"item {self.key}: version {version} was read and never written"
+        assert found[0] + 1 >= self.place, f"item {self.key}: an older row was read behind a newer one"
+        if self.read < self.place or self.silent:
+            self.before = self.silent, self.there
+        self.read = found[0]
+        self.there = True
+
+    def _is_told(self, event: Event) -> None:
+        behind = range(self.place, len(self.written))
+        place = next((n for n in behind if self.written[n].is_told_by(event)), None)
+        if place is None and event.letter == "t" and self.there and self.read >= self.place:
+            self.there = False  # the row had been read ahead of the log; by the log, there was none to truncate
+            return
+        assert place is not None, f"item {self.key}: told twice, or out of its order: {event}"
+        self._leave_out(place)
+        expected = self.written[place].letter.translate(_LETTERS)
+        assert event.letter == expected, f"item {self.key}: {event} for {self.written[place]}"
+        self.place = place + 1
+        self.there = event.letter not in "dt"
+
+    def _leave_out(self, place: int) -> None:
+        """Up to `place`. What lies before the version that was read is in it, unless the log goes on before that."""
+        ahead = self.read >= place
+        silent, there = self.before if ahead else (self.silent, self.there)
+        for number in range(self.place if ahead else max(self.place, self.read + 1), place):
+            written = self.written[number]
+            old = self.place == 0 and written.lsn <= self.start
+            assert old or (not there and self._excused(number, silent)), f"item {self.key}: never told: {written}"
+
+    def _excused(self, number: int, silent: bool) -> bool:
+        """It is of a row that the reader did not have yet (`silent`), or that was gone when it was to be read whole
+        after it had moved here. Such a row has ended, and that it did is told, but for a TRUNCATE.
+        """
+        letter = self.written[number].letter
+        if letter not in "mu":
+            return letter == "t"
+        end = next((later for later in self.written[number + 1 :] if later.letter != "u"), None)
+        begin = next((earlier for earlier in self.written[number::-1] if earlier.letter != "u"), None)
+        lost = begin is not None and begin.letter == "m"
+        return end is not None and end.ends and (lost or silent)
+
+
+_LETTERS = str.maketrans("m", "c")

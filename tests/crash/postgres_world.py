@@ -1,0 +1,214 @@
+"""A PostgreSQL to crash in: pgbench writes, a pipeline captures its log through a proxy, and everything fails by turns.
+
+A world is one seeded run on a database of its own: the pipeline lives a few short lives, each of which ends by kill -9;
+meanwhile the server is started again, and connections are cut, stalled and left half open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import multiprocessing.synchronize
+import os
+import random
+import signal
+import textwrap
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from headwater.testing.postgres import PostgresServer
+from tests.crash.pgbench import SCRIPTS, Pgbench
+from tests.crash.proxy import Proxy
+from tests.crash.world import CONTEXT, run_pipeline
+
+SETTINGS = {
+    "fsync": "off",  # what dies here is processes, not the machine
+    "autovacuum_naptime": "1s",
+    "deadlock_timeout": "20ms",
+    "max_prepared_transactions": "20",
+    "wal_sender_timeout": "2s",
+    "log_min_messages": "fatal",
+}
+TEMPLATE = "torment"
+
+CONFIG = """
+headwater: 1
+name: {name}
+bus: embedded:data
+sources: {{shop: {{url: "{source}", options: {{binary: {binary}, idle_advance: 100ms, heartbeat: 300ms}}}}}}
+streams:
+  bank.account: {{source: shop, table: public.pgbench_accounts, pattern: log}}
+  bank.history: {{source: shop, table: public.pgbench_history, pattern: log}}
+  shop.item: {{source: shop, table: shop.item, pattern: log}}
+  shop.note: {{source: shop, table: shop.note, pattern: log, where: "state <> 'draft'",
+    fields: {{note_id: id, size: "length(body)"}}}}
+  shop.measure: {{source: shop, table: shop.measure, pattern: log}}
+sinks:
+  copy: {{url: "{sink}", streams: [bank.account, "shop.*"], batch: {{events: 500, age: 20ms}}}}
+"""
+
+FIELDS = {
+    "bank.account": {"aid": "int32", "bid": "int32", "abalance": "int32", "filler": "string"},
+    "bank.history": {
+        "tid": "int32", "bid": "int32", "aid": "int32", "delta": "int32", "mtime": "local_timestamp", "filler": "string"
+    },
+    "shop.item": {
+        "id": "int32", "version": "int64", "name": "string", "price": "decimal(10,2)", "amount": "string",
+        "tags": "list<int32>", "body": "string", "photo": "bytes", "seen": "timestamp",
+    },
+    "shop.note": {
+        "note_id": "int64", "state": "string", "author": "string", "body": "string", "at": "local_timestamp",
+        "size": "int64",
+    },
+    "shop.measure": {"region": "string", "id": "int32", "value": "float64", "place": "uuid", "remark": "string"},
+}  # fmt: skip
+
+KEYS = {
+    "bank.account": ("aid",),
+    "bank.history": (),
+    "shop.item": ("id",),
+    "shop.note": ("note_id",),
+    "shop.measure": ("region", "id"),
+}
+
+
+def settle_template(server: PostgresServer) -> None:
+    """The application's schema, once a server: each world's database is made from it."""
+    server.create_database(TEMPLATE)
+    server.execute((SCRIPTS / "schema.sql").read_text(), database=TEMPLATE)
+
+
+@dataclass
+class World:
+    """`torment`, then `finish`; what is left is compared by `postgres_oracle`."""
+
+    server: PostgresServer
+    directory: Path
+    seed: int
+    disturbed: list[str] = field(default_factory=list)
+    sink_database: str = ""
+    """"" where the sink is DuckDB."""
+
+    def __post_init__(self) -> None:
+        self.dice = random.Random(self.seed)
+        self.name = f"torment-{self.seed}"
+        self.database = f"torment_{self.seed}"
+
+    @property
+    def url(self) -> str:
+        return self.server.url_of(self.database)
+
+    def build(self, proxy: Proxy) -> None:
+        """The database, headwater.yaml and the contracts."""
+        sink = "duckdb:copy.duckdb"
+        if self.seed % 2:
+            self.sink_database = f"{self.database}_copy"
+            sink = self.server.create_database(self.sink_database)
+        self.server.execute(f"CREATE DATABASE {self.database} TEMPLATE {TEMPLATE}")
+        if self.dice.random() < 0.5:  # transactions are streamed while they are in progress
+            self.server.execute(f"ALTER DATABASE {self.database} SET logical_decoding_work_mem = '64kB'")
+        source = self.server.url_of(self.database, port=proxy.port)
+        config = textwrap.dedent(CONFIG).format(
+            name=self.name, source=source, sink=sink, binary=self.dice.choice(("auto", "auto", "off"))
+        )
+        (self.directory / "headwater.yaml").write_text(config)
+        (self.directory / "contracts").mkdir()
+        for stream, fields in FIELDS.items():
+            (self.directory / "contracts" / f"{stream}.yaml").write_text(contract(stream, fields))
+
+    def torment(self, proxy: Proxy, times: int) -> None:
+        """Kills before, while and after the tables are loaded; once, in between, the pipeline may catch up."""
+        peaceful = self.dice.randrange(times)
+        with Pgbench(self.server, self.database, seed=self.seed, rate=self.dice.choice((150, 400))) as application:
+            for number in range(times):
+                if number == peaceful:
+                    self.finish()
+                self._one_life(proxy)
+        assert not application.problems, f"the application's writes must never fail: {application.problems}"
+
+    def finish(self) -> None:
+        """A run without faults that catches up."""
+        process = CONTEXT.Process(target=live, args=(self.directory, "", 0))
+        process.start()
+        process.join(60)
+        if process.is_alive() and process.pid is not None:
+            os.kill(process.pid, signal.SIGABRT)  # where it hangs is then in the log
+            process.join(10)
+        assert process.exitcode == 0, f"it ended with {process.exitcode}:\n{self.said()}"
+
+    @contextlib.contextmanager
+    def living(self) -> Iterator[None]:
+        """A pipeline that runs, undisturbed."""
+        running = CONTEXT.Event()
+        process = CONTEXT.Process(target=live, args=(self.directory, "", 0, running), daemon=True)
+        process.start()
+        try:
+            yield
+        finally:
+            process.kill()
+            process.join()
+
+    def drop(self) -> None:
+        for name in filter(None, (self.database, self.sink_database)):
+            self.server.drop_database(name)
+
+    def said(self) -> str:
+        """The end of the pipeline's log."""
+        return (self.directory / "pipeline.log").read_text(errors="replace")[-4000:]
+
+    def _one_life(self, proxy: Proxy) -> None:
+        failpoints = f"*=kill:{self.dice.choice((0.0005, 0.002, 0.01, 0.05))}"
+        running = CONTEXT.Event()
+        arguments = (self.directory, failpoints, self.dice.randrange(10**9), running)
+        process = CONTEXT.Process(target=live, args=arguments, daemon=True)
+        process.start()
+        while process.is_alive() and not running.wait(0.02):
+            pass
+        process.join(0.02 + self.dice.random() * 0.4)
+        self._disturb(proxy)
+        process.join(0.02 + self.dice.random() * 0.3)
+        if process.is_alive() and process.pid is not None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.join(30)
+        assert process.exitcode == -signal.SIGKILL, f"it ended by itself with {process.exitcode}:\n{self.said()}"
+        proxy.flow()
+
+    def _disturb(self, proxy: Proxy) -> None:
+        how = self.dice.choice(("nothing", "cut", "cut", "stall", "half open", "fast", "immediate"))
+        self.disturbed.append(how)
+        if how == "cut":
+            proxy.cut()
+        elif how == "half open":
+            proxy.half_open()
+        elif how == "stall":
+            proxy.stall()
+            time.sleep(self.dice.random() * 0.3)
+            if self.dice.random() < 0.7:  # else it is killed while nothing moves
+                proxy.flow()
+        elif how != "nothing":
+            self.server.restart(how)
+
+
+def contract(stream: str, fields: dict[str, str]) -> str:
+    key = KEYS[stream]
+    lines = [f"  {name}: {{type: {_quoted(kind)}, optional: {name not in key}}}" for name, kind in fields.items()]
+    kind = "fact" if key else "event"
+    head = [f"stream: {stream}", "version: 1", "owner: torment", f"kind: {kind}", "changes: every", "deletes: seen"]
+    head += [f"key: [{', '.join(key)}]"] if key else []
+    return "\n".join([*head, "fields:", *lines, ""])
+
+
+def _quoted(kind: str) -> str:
+    return f'"{kind}"'
+
+
+def live(directory: Path, failpoints: str, seed: int, running: multiprocessing.synchronize.Event | None = None) -> None:
+    """One life of the pipeline, in a process of its own; see `world.run_pipeline`. Its log goes to a file."""
+    handle = os.open(directory / "pipeline.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    os.dup2(handle, 2)
+    faulthandler.enable()
+    logging.basicConfig(level=logging.INFO)
+    run_pipeline(directory, failpoints, seed, running)

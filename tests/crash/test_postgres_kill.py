@@ -1,0 +1,56 @@
+"""PostgreSQL under pgbench, a pipeline that is killed, a server that is started again, and a network that lies.
+
+Loss and duplicates are asserted together (F6): afterwards source, folded stream and sink are equal row by row, the
+stream without a key holds each row of its table exactly once, and no event is there twice. `make soak` also compares
+`shop.item` with the application's own audit, change by change.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from headwater.testing.postgres import PostgresServer
+from tests.crash.postgres_oracle import check
+from tests.crash.postgres_world import SETTINGS, World, settle_template
+from tests.crash.proxy import Proxy
+
+SEEDS = int(os.environ.get("HEADWATER_SEEDS", "10"))
+"""A seed takes 10 to 20 seconds; `HEADWATER_SEEDS=100` is for those who have the time, `make soak` goes on for ever."""
+KILLS = 3
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    """One for the seeds of a process, apart from that of all other tests: it is stopped again and again."""
+    with tempfile.TemporaryDirectory(prefix="headwater-torment-") as directory:
+        with PostgresServer(Path(directory) / "data", settings=SETTINGS) as server:
+            settle_template(server)
+            yield server
+
+
+@pytest.mark.crash
+@pytest.mark.needs("postgres")
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_after_kills_restarts_and_cuts_nothing_is_lost_or_doubled(
+    server: PostgresServer, tmp_path: Path, seed: int
+) -> None:
+    torment(server, tmp_path, seed)
+
+
+def torment(server: PostgresServer, directory: Path, seed: int, *, history: bool = False) -> World:
+    """One seeded run, from an empty database to the last comparison; see `postgres_oracle.check`."""
+    world = World(server, directory, seed)
+    with Proxy(server.port) as proxy:
+        world.build(proxy)
+        try:
+            world.torment(proxy, KILLS)
+            world.finish()
+            check(world, history=history)
+        finally:
+            world.drop()
+    return world
