@@ -255,7 +255,8 @@ class Assembly:
         try:
             names = columns_needed(config, contract, columns.names, key)
             plan = dataclasses.replace(made, columns=pa.schema([columns.field(name) for name in names]))
-            self._mapped(plan).close()
+            if self.append:  # what only looks finds out when it maps, if it does
+                self._mapped(plan).close()
         except MappingError as error:
             if not self._went_on_before(plan=made):
                 raise

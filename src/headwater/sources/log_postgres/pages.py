@@ -1,7 +1,7 @@
 """Page ranges of tables, read in parallel under one snapshot and handed over in order.
 
-Every connection is pinned to the same exported snapshot (F22). At most one more range than there are readers is in
-memory. A range is about ten megabytes of what the table keeps on disk, its TOAST included.
+Every range is read under the same exported snapshot (F22). At most one more range than there are readers is in memory.
+A range is about five megabytes of what the table keeps on disk, its TOAST included.
 """
 
 from __future__ import annotations
