@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import PIPE, Popen, run
+from subprocess import PIPE, run
 
 import numpy as np
 
@@ -45,10 +45,6 @@ def costs(*arguments: str) -> Cost:
     """Run a command of this module and wait for it."""
     ended = run(_command(arguments), check=True, stdout=PIPE, text=True)
     return Cost(**json.loads(ended.stdout.splitlines()[-1]))
-
-
-def started(*arguments: str) -> Popen[str]:
-    return Popen(_command(arguments), stdout=PIPE, text=True)
 
 
 def _command(arguments: Sequence[str]) -> list[str]:
