@@ -10,9 +10,11 @@ directory that this user cannot reach, as pytest's are, is replaced by one in th
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -39,6 +41,8 @@ SETTINGS = {
     "timezone": "Asia/Qatar",  # +03:00: who mixes up zones is found out (F24)
     "log_min_messages": "warning",
 }
+
+PORTS = range(20_000, 32_000)
 
 
 def binaries() -> Path | None:
@@ -168,9 +172,14 @@ class PostgresServer:
 
 
 def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Below those that systems give to whoever asks for any (`ip_local_port_range`): it is still free when the server
+    starts, and when it starts again."""
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError(f"no port of {PORTS.start} to {PORTS.stop - 1} is free")
 
 
 def _unprivileged() -> dict[str, Any]:
