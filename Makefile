@@ -20,6 +20,7 @@ demo: .venv/installed
 
 test: .venv/installed
 	@.ci/servers
+	@$(PY) -m compileall -q src
 	@.venv/bin/pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 check: .venv/installed

@@ -16,7 +16,8 @@ from headwater.protocols import Capture, Load
 from headwater.sources.log_postgres import LogSource, Names, open_source
 from headwater.sources.log_postgres.position import Place, place_of
 
-WAIT = 30.0
+WAIT = 120.0
+"""Seconds; only what never comes is waited for so long, on however busy a machine."""
 NAMES = Names("test", "db")
 
 Row = dict[str, Any]

@@ -230,7 +230,7 @@ class Following:
         if self.error is not None:
             raise self.error
 
-    def until(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    def until(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
         """Wait for a condition; polls, with a deadline."""
         done = threading.Event()
         for _ in range(int(seconds / 0.005)):

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,7 +134,7 @@ def write(figures: Figures, directory: Path) -> None:
     """Put the figures where a `status` in another process finds them; whole or not at all."""
     path = directory / FILE
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(figures), default=_text))
+    partial.write_text(json.dumps(figures, default=_plain))
     partial.replace(path)
 
 
@@ -184,5 +184,8 @@ def _worker(item: dict[str, Any]) -> WorkerFigures:
     )
 
 
-def _text(value: object) -> str:
+def _plain(value: object) -> object:
+    """Without the copies that `dataclasses.asdict` makes: this is done every second, and by each run that ends."""
+    if isinstance(value, Figures | WorkerFigures | StreamFigures):
+        return {name: getattr(value, name) for name in value.__slots__}
     return value.isoformat() if isinstance(value, datetime.datetime) else str(value)

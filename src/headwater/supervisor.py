@@ -129,11 +129,19 @@ class Supervisor:
     def capturing(self) -> bool:
         return any(worker.alive for worker in self._captures)
 
+    def await_captures(self, seconds: float) -> None:
+        """Until one of them has ended, so many seconds at the most."""
+        _first_of(self._captures, seconds)
+
     def _watch(self, workers: Sequence[_Worker], follow: bool, on_tick: Callable[[Figures], None] | None) -> None:
         """Tick until the workers have ended; with `follow` until told to stop."""
         ticks = 0
         while any(worker.alive for worker in workers) or (follow and not self._stopping.is_set()):
-            if self._stopping.wait(TICK if follow else TICK / 5):
+            if follow:
+                self._stopping.wait(TICK)
+            else:
+                _first_of(workers, TICK / 5)
+            if self._stopping.is_set():
                 break
             ticks += 1
             self._tick(on_tick)
@@ -211,9 +219,9 @@ class _Worker:
         if self._began is not None and time.monotonic() - self._began > SETTLED:
             self._meter.enter(self.name, "running")
 
-    def join(self) -> None:
+    def join(self, seconds: float | None = None) -> None:
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(seconds)
 
     def stop(self) -> None:
         """Interrupt what `_work` waits for."""
@@ -261,6 +269,14 @@ class _Worker:
         self._meter.enter(self.name, "waiting" if retried else "failed", text)
         level = logging.WARNING if retried else logging.ERROR
         log.log(level, "%s %s: %s", self.kind, self.name, text, extra={"action": "worker_error", "worker": self.name})
+
+
+def _first_of(workers: Sequence[_Worker], seconds: float) -> None:
+    """Wait for the first that runs, so many seconds at the most."""
+    for worker in workers:
+        if worker.alive:
+            worker.join(seconds)
+            return
 
 
 class _Capture(_Worker):
@@ -328,8 +344,10 @@ class _Sink(_Worker):
                 self._say(delivering.broken, last)
                 if last:
                     return
-                if written < limit:
-                    self._stopping.wait(age if follow else min(age, 0.1))
+                if written < limit and follow:
+                    self._stopping.wait(age)
+                elif written < limit:
+                    self._supervisor.await_captures(min(age, 0.1))
         finally:
             self._trouble = ""
             sink.close()

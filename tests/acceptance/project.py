@@ -117,7 +117,7 @@ class Project:
                 yield supervisor
             finally:
                 supervisor.stop()
-                thread.join(30)
+                thread.join(120)
                 assert not thread.is_alive()
 
     def require_equal(self, name: str = "shop.item", *, expanded: bool = False) -> None:
@@ -205,10 +205,10 @@ def program(script: str, *arguments: object) -> Iterator[subprocess.Popen[bytes]
             yield process
         finally:
             process.stdin.close()
-            process.wait(30)
+            process.wait(120)
 
 
-def until(true: Callable[[], object], seconds: float = 30.0) -> None:
+def until(true: Callable[[], object], seconds: float = 120.0) -> None:
     """Wait for a condition."""
     deadline = time.monotonic() + seconds
     tick = threading.Event()

@@ -249,7 +249,7 @@ def test_f56_a_target_that_another_program_holds(targets: Project, sink: str, ho
         assert [name for name in others if supervisor.figures().workers[name].error] == []
         assert holder.stdin is not None
         holder.stdin.close()
-        until(lambda: supervisor.figures().workers[sink].rows == 2, seconds=60)
+        until(lambda: supervisor.figures().workers[sink].rows == 2)
         assert supervisor.figures().workers[sink].error == ""
     is_well(targets)
 

@@ -443,7 +443,7 @@ def running() -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def until(true: Callable[[], object], seconds: float = 30.0) -> None:
+def until(true: Callable[[], object], seconds: float = 120.0) -> None:
     """Wait for a condition; commands that fail because it is too early for them count as not yet."""
     deadline = time.monotonic() + seconds
     while True:

@@ -19,7 +19,9 @@ SLOT = "headwater_tests_shop"
 
 @pytest.fixture
 def project(tmp_path: Path, database: str) -> PostgresProject:
-    return PostgresProject(tmp_path, url=database)
+    project = PostgresProject(tmp_path, url=database)
+    project.config["sources"]["shop"] = {"url": database, "options": {"idle_advance": "100ms"}}
+    return project
 
 
 def status(project: PostgresProject, *arguments: str) -> str:
@@ -42,8 +44,8 @@ def test_f08_status_says_what_the_server_keeps_for_a_capture(project: PostgresPr
     assert "of WAL to read" in text
     assert "more with every write until the capture runs" in text
     with project.running():
-        until(lambda: "until the capture runs" not in status(project), 60)
-        until(lambda: json.loads(status(project, "--json"))["captures"][0]["pending"]["behind"] < 1_000_000, 60)
+        until(lambda: "until the capture runs" not in status(project))
+        until(lambda: json.loads(status(project, "--json"))["captures"][0]["pending"]["behind"] < 1_000_000)
 
 
 def test_status_says_that_there_is_no_slot(project: PostgresProject) -> None:

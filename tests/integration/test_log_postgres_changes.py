@@ -177,7 +177,7 @@ class _Writer:
 
     def _copy(self) -> None:
         with self._connection.cursor() as cursor, cursor.copy("COPY t FROM STDIN") as copy:
-            for key in itertools.islice(self._keys, 50):
+            for key in itertools.islice(self._keys, 10):
                 copy.write_row((key, "copied"))
                 self.written.append(key)
 
@@ -190,31 +190,41 @@ class _Writer:
         self._connection.close()
 
 
-def _written(world: World, dice: random.Random) -> list[int]:
-    """Keys in the order in which interleaved transactions committed them."""
+def _written(world: World, dice: random.Random) -> list[list[int]]:
+    """The keys of interleaved transactions, in the order in which those committed."""
     keys = itertools.count(1)
     writers = [_Writer(world, dice, keys) for _ in range(4)]
-    found: list[int] = []
-    for _ in range(300):
+    found: list[list[int]] = []
+    for _ in range(60):
         writer = dice.choice(writers)
         writer.write()
         if dice.random() < 0.4:
-            found += writer.commit()
+            found.append(writer.commit())
     for writer in writers:
-        found += writer.commit() if writer.written else []
+        if writer.written:
+            found.append(writer.commit())
         writer.close()
     return found
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_f01_restarts_in_the_middle_of_interleaved_transactions(world: World, seed: int) -> None:
-    """Long and short ones, COPY, one COMMIT's end being the next one's beginning, a key change as the last change."""
+def test_f01_restarts_in_the_middle_of_interleaved_transactions(
+    world: World, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long and short ones, COPY, one COMMIT's end being the next one's beginning, a key change as the last change.
+
+    What arrives is handed on frame by frame, so that a batch is one transaction and each of their ends is cut at.
+    """
+    monkeypatch.setattr("headwater.sources.log_postgres.stream.BUDGET", 16)
+    monkeypatch.setattr("headwater.sources.log_postgres.log.BATCH_ROWS", 1)
     dice = random.Random(seed)
-    expected = _written(world, dice)
-    while len(world.taken) < len(expected):
-        world.catch_up(confirm=False, batches=dice.randrange(1, 4))
-        # nothing was ever confirmed: the server sends again what the bus holds already
-        world.position = dataclasses.replace(world.place, lsn=world.place.start).position()
+    confirmed = world.place.lsn
+    transactions = _written(world, dice)
+    expected = [key for keys in transactions for key in keys]
+    for number, transaction in enumerate(transactions, 1):
+        assert len(world.catch_up(confirm=False, batches=1 + number)) == len(transaction)
+        # nothing was confirmed since: the server sends again what the bus holds already
+        world.position = dataclasses.replace(world.place, lsn=confirmed).position()
     world.catch_up()
     assert [row["after"]["id"] for row in world.taken] == expected
     orders = [(row["_commit"], row["_index"]) for row in world.taken]

@@ -17,10 +17,10 @@ from headwater.faults import set_failpoints
 from headwater.model import Position
 from headwater.protocols import Load
 from headwater.sources.log_postgres import slot
-from headwater.sources.log_postgres.position import lsn_of
+from headwater.sources.log_postgres.position import lsn_of, lsn_text
 from headwater.sources.log_postgres.slot import drop_slot
 from headwater.testing.postgres import PostgresServer
-from tests.log_world import NAMES, Row, World, captured, wait_until
+from tests.log_world import NAMES, WAIT, Row, World, captured, wait_until
 
 pytestmark = pytest.mark.needs("postgres")
 
@@ -46,6 +46,7 @@ def _confirmed(world: World) -> int:
 
 
 def test_f02_the_server_forgets_what_was_confirmed_and_nothing_else(world: World) -> None:
+    wait_until(lambda: world.slot() == (lsn_text(world.place.lsn), None))
     before = _confirmed(world)
     world.sql("INSERT INTO t VALUES (1, 'a')")
     world.catch_up(confirm=False)
@@ -155,7 +156,7 @@ def test_f08_a_heartbeat_is_written_when_the_place_stands_still_and_the_log_grow
         )
         return int(count)
 
-    with world.following(idle_advance=0.05, heartbeat=0.3) as following:
+    with world.following(idle_advance=0.05, heartbeat=WAIT) as following:
         following.next()
         world.sql("CREATE TABLE elsewhere (n int)", "INSERT INTO elsewhere VALUES (1)")
         before = world.place.lsn

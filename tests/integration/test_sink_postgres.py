@@ -69,7 +69,7 @@ def _with(url: str, **settings: str) -> str:
 
 
 def _until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not true():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.01)

@@ -175,7 +175,7 @@ def test_f70_f64_an_application_without_busy_time_out_never_meets_us(world: Worl
     with Following(world) as following:
         process = CONTEXT.Process(target=impatient, args=(str(world.path), stop, out))
         process.start()
-        following.until(lambda: len(world.replicas["s.t"].rows) > 2_000, 60)
+        following.until(lambda: len(world.replicas["s.t"].rows) > 2_000)
         stop.set()
         written, refused = out.get(timeout=60)
         process.join()

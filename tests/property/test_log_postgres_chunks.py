@@ -34,7 +34,7 @@ TABLE = (
     "CREATE TABLE other (id int PRIMARY KEY)",
     "INSERT INTO other VALUES (1)",
 )
-DEADLINE = 30.0
+DEADLINE = 120.0
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,13 @@ directory that this user cannot reach, as pytest's are, is replaced by one in th
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import glob
 import os
 import pwd
+import random
+import re
 import shutil
 import signal
 import socket
@@ -35,19 +39,40 @@ SETTINGS = {
     "shared_buffers": "128MB",
     "logical_decoding_work_mem": "64MB",
     "listen_addresses": "127.0.0.1",
-    "fsync": "on",
+    "fsync": "off",  # a test stops the server, or kills it; not the machine
     "timezone": "Asia/Qatar",  # +03:00: who mixes up zones is found out (F24)
     "log_min_messages": "warning",
 }
 
+PORTS = range(20_000, 32_000)
+
+
+OLDEST = 13
+"""The first major version that log capture knows."""
+
 
 def binaries() -> Path | None:
-    """Where `initdb` and `postgres` are: `HEADWATER_TEST_POSTGRES`, the search path, or Debian's places."""
-    named = os.environ.get("HEADWATER_TEST_POSTGRES")
-    found = [named] if named else sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)
+    """Where `initdb` and `postgres` are: where `HEADWATER_TEST_POSTGRES` says, or else the newest of Debian's places,
+    or else on the search path. Raises `FileNotFoundError` where the variable names a directory without them."""
+    if named := os.environ.get("HEADWATER_TEST_POSTGRES"):
+        if not _version(Path(named)):
+            raise FileNotFoundError(f"HEADWATER_TEST_POSTGRES is {named}, which holds no `initdb` that runs")
+        return Path(named)
     on_path = shutil.which("initdb")
-    places = [*found, *([str(Path(on_path).parent)] if on_path else [])]
-    return next((Path(place) for place in places if (Path(place) / "initdb").exists()), None)
+    places = sorted(map(Path, glob.glob("/usr/lib/postgresql/*/bin")), key=_version, reverse=True)
+    places += [Path(on_path).parent] if on_path else []
+    return next((place for place in places if _version(place) >= OLDEST), None)
+
+
+@functools.cache
+def _version(place: Path) -> int:
+    """The major version of the `initdb` there; 0 where none runs."""
+    try:
+        said = subprocess.run([str(place / "initdb"), "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return 0
+    found = re.match(r"initdb \(PostgreSQL\) (\d+)", said)
+    return int(found[1]) if found else 0
 
 
 class PostgresServer:
@@ -58,7 +83,7 @@ class PostgresServer:
     ) -> None:
         found = binaries()
         if found is None:
-            raise FileNotFoundError("no PostgreSQL server is installed: Debian's package is `postgresql`")
+            raise FileNotFoundError(f"no PostgreSQL server, {OLDEST} or newer, is installed: Debian's is `postgresql`")
         self.binaries = found
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self.port = _free_port()
@@ -85,7 +110,9 @@ class PostgresServer:
 
     def create_database(self, name: str) -> str:
         """The URL of a new, empty database."""
-        self.execute(f'CREATE DATABASE "{name}"')
+        with connect(self.url, application="headwater tests") as connection:
+            copied = " STRATEGY file_copy" if connection.info.server_version >= 150000 else ""
+            execute(connection, f'CREATE DATABASE "{name}"{copied}')
         return self.url_of(name)
 
     def drop_database(self, name: str) -> None:
@@ -146,13 +173,16 @@ class PostgresServer:
         if self._user:
             os.chown(self.directory, self._user["user"], self._user["group"])
         command = ["initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
-        subprocess.run(
+        made = subprocess.run(
             [str(self.binaries / command[0]), *command[1:], "-D", str(self.directory), *more],
-            check=True,
+            check=False,
             capture_output=True,
+            text=True,
             cwd="/",
             **self._user,
         )
+        if made.returncode:
+            raise RuntimeError(f"`{' '.join(command)}` failed:\n{made.stderr}")
 
     def _await(self) -> None:
         deadline = time.monotonic() + 60
@@ -166,9 +196,14 @@ class PostgresServer:
 
 
 def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Below those that systems give to whoever asks for any (`ip_local_port_range`): it is still free when the server
+    starts, and when it starts again."""
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError(f"no port of {PORTS.start} to {PORTS.stop - 1} is free")
 
 
 def _unprivileged() -> dict[str, Any]:
