@@ -14,11 +14,16 @@ import os
 import random
 import signal
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from headwater import config, faults
+from headwater.assembly import Assembly
+from headwater.runtime import start
+from headwater.sources.log_postgres.position import DONE, place_of
 from headwater.testing.postgres import PostgresServer
 from tests.crash.pgbench import SCRIPTS, Pgbench
 from tests.crash.proxy import Proxy
@@ -33,6 +38,9 @@ SETTINGS = {
     "log_min_messages": "fatal",
 }
 TEMPLATE = "torment"
+CAPTURE = "shop/log"
+RATES = 100, 200
+"""Transactions a second."""
 
 CONFIG = """
 headwater: 1
@@ -47,7 +55,7 @@ streams:
     fields: {{note_id: id, size: "length(body)"}}}}
   shop.measure: {{source: shop, table: shop.measure, pattern: log}}
 sinks:
-  copy: {{url: "{sink}", streams: [bank.account, "shop.*"], batch: {{events: 500, age: 20ms}}}}
+  copy: {{url: "{sink}", streams: [bank.account, "shop.*"], batch: {{events: 5000, age: 100ms}}}}
 """
 
 FIELDS = {
@@ -83,7 +91,7 @@ def settle_template(server: PostgresServer) -> None:
 
 @dataclass
 class World:
-    """`torment`, then `finish`; what is left is compared by `postgres_oracle`."""
+    """`torment`; what is left is compared by `postgres_oracle`, while the pipeline is `finishing` and after it."""
 
     server: PostgresServer
     directory: Path
@@ -104,17 +112,17 @@ class World:
     def build(self, proxy: Proxy) -> None:
         """The database, headwater.yaml and the contracts."""
         sink = "duckdb:copy.duckdb"
-        if self.seed % 2:
+        if self.seed % 4:
             self.sink_database = f"{self.database}_copy"
             sink = self.server.create_database(self.sink_database)
         self.server.execute(f"CREATE DATABASE {self.database} TEMPLATE {TEMPLATE}")
         if self.dice.random() < 0.5:  # transactions are streamed while they are in progress
             self.server.execute(f"ALTER DATABASE {self.database} SET logical_decoding_work_mem = '64kB'")
         source = self.server.url_of(self.database, port=proxy.port)
-        config = textwrap.dedent(CONFIG).format(
+        configured = textwrap.dedent(CONFIG).format(
             name=self.name, source=source, sink=sink, binary=self.dice.choice(("auto", "auto", "off"))
         )
-        (self.directory / "headwater.yaml").write_text(config)
+        (self.directory / "headwater.yaml").write_text(configured)
         (self.directory / "contracts").mkdir()
         for stream, fields in FIELDS.items():
             (self.directory / "contracts" / f"{stream}.yaml").write_text(contract(stream, fields))
@@ -122,31 +130,25 @@ class World:
     def torment(self, proxy: Proxy, times: int) -> None:
         """Kills before, while and after the tables are loaded; once, in between, the pipeline may catch up."""
         peaceful = self.dice.randrange(times)
-        with Pgbench(self.server, self.database, seed=self.seed, rate=self.dice.choice((150, 400))) as application:
+        with Pgbench(self.server, self.database, seed=self.seed, rate=self.dice.choice(RATES)) as application:
             for number in range(times):
-                if number == peaceful:
-                    self.finish()
-                self._one_life(proxy)
+                self._one_life(proxy, peaceful=number == peaceful)
         assert not application.problems, f"the application's writes must never fail: {application.problems}"
 
-    def finish(self) -> None:
-        """A run without faults that catches up."""
-        process = CONTEXT.Process(target=live, args=(self.directory, "", 0))
-        process.start()
-        process.join(60)
-        if process.is_alive() and process.pid is not None:
-            os.kill(process.pid, signal.SIGABRT)  # where it hangs is then in the log
-            process.join(10)
-        assert process.exitcode == 0, f"it ended with {process.exitcode}:\n{self.said()}"
-
     @contextlib.contextmanager
-    def living(self) -> Iterator[None]:
-        """A pipeline that runs, undisturbed."""
-        running = CONTEXT.Event()
-        process = CONTEXT.Process(target=live, args=(self.directory, "", 0, running), daemon=True)
+    def finishing(self) -> Iterator[None]:
+        """A pipeline without faults: it runs, and in the end it is stopped, catches up and ends well."""
+        enough = CONTEXT.Event()
+        process = CONTEXT.Process(target=last_life, args=(self.directory, enough), daemon=True)
         process.start()
         try:
             yield
+            enough.set()
+            process.join(60)
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, signal.SIGABRT)  # where it hangs is then in the log
+                process.join(10)
+            assert process.exitcode == 0, f"it ended with {process.exitcode}:\n{self.said()}"
         finally:
             process.kill()
             process.join()
@@ -159,14 +161,15 @@ class World:
         """The end of the pipeline's log."""
         return (self.directory / "pipeline.log").read_text(errors="replace")[-4000:]
 
-    def _one_life(self, proxy: Proxy) -> None:
+    def _one_life(self, proxy: Proxy, *, peaceful: bool) -> None:
         failpoints = f"*=kill:{self.dice.choice((0.0005, 0.002, 0.01, 0.05))}"
         running = CONTEXT.Event()
         arguments = (self.directory, failpoints, self.dice.randrange(10**9), running)
-        process = CONTEXT.Process(target=live, args=arguments, daemon=True)
+        process = CONTEXT.Process(target=peaceful_life if peaceful else life, args=arguments, daemon=True)
         process.start()
+        deadline = time.monotonic() + 60
         while process.is_alive() and not running.wait(0.02):
-            pass
+            assert time.monotonic() < deadline, f"it does not come so far:\n{self.said()}"
         process.join(0.02 + self.dice.random() * 0.4)
         self._disturb(proxy)
         process.join(0.02 + self.dice.random() * 0.3)
@@ -205,10 +208,53 @@ def _quoted(kind: str) -> str:
     return f'"{kind}"'
 
 
-def live(directory: Path, failpoints: str, seed: int, running: multiprocessing.synchronize.Event | None = None) -> None:
-    """One life of the pipeline, in a process of its own; see `world.run_pipeline`. Its log goes to a file."""
+# the lives of a pipeline, each in a process of its own whose log goes to a file
+
+
+def life(directory: Path, failpoints: str, seed: int, running: multiprocessing.synchronize.Event) -> None:
+    """It fails as soon as it may."""
+    _log_to_file(directory)
+    run_pipeline(directory, failpoints, seed, running)
+
+
+def peaceful_life(directory: Path, failpoints: str, seed: int, running: multiprocessing.synchronize.Event) -> None:
+    """It fails once everything is loaded."""
+    _log_to_file(directory)
+    with Assembly(config.load(directory / "headwater.yaml"), append=True) as assembly:
+        supervisor = start(assembly)
+
+        def fail_once_loaded() -> None:
+            while not _is_loaded(assembly):
+                time.sleep(0.02)
+            faults.set_failpoints(failpoints, seed)
+            running.set()
+
+        threading.Thread(target=fail_once_loaded, daemon=True).start()
+        os._exit(supervisor.run())
+
+
+def last_life(directory: Path, enough: multiprocessing.synchronize.Event) -> None:
+    """It never fails, is stopped in good order, and catches up; exits with the supervisor's status."""
+    _log_to_file(directory)
+    with Assembly(config.load(directory / "headwater.yaml"), append=True) as assembly:
+        supervisor = start(assembly)
+
+        def stop() -> None:
+            enough.wait()
+            supervisor.stop()
+
+        threading.Thread(target=stop, daemon=True).start()
+        os._exit(supervisor.run() or start(assembly).run(follow=False))
+
+
+def _is_loaded(assembly: Assembly) -> bool:
+    position = assembly.bus.position(CAPTURE)
+    loads = {} if position is None else place_of(position, CAPTURE).loads
+    return loads.keys() == FIELDS.keys() and all(load.state == DONE for load in loads.values())
+
+
+def _log_to_file(directory: Path) -> None:
     handle = os.open(directory / "pipeline.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(handle, 2)
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO)
-    run_pipeline(directory, failpoints, seed, running)

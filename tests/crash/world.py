@@ -24,7 +24,9 @@ CONTEXT.set_forkserver_preload(
         "headwater.dialects.sqlite", "headwater.sources.trigger_sqlite", "headwater.sources.query",
         "headwater.sinks.duckdb", "headwater.sinks.sqlite", "headwater.sinks.parquet", "psycopg",
         "adbc_driver_postgresql.dbapi", "headwater.dialects.postgres", "headwater.sources.log_postgres",
-        "headwater.sinks.postgres", "tests.crash.postgres_world",
+        "headwater.sinks.postgres", "headwater.drivers.postgres_native", "headwater.wire.array_text_cy",
+        "headwater.wire.pgcopy_cy", "headwater.wire.pgoutput_cy", "headwater.wire.pgoutput_values_cy", "numpy.ma",
+        "sqlglot.dialects.duckdb", "tests.crash.postgres_world",
     ]
 )  # fmt: skip
 
