@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from headwater import loads, waiting
 from headwater.contracts.model import Contract
 from headwater.errors import BusFull, MappingError, SourceError, StreamStopped
+from headwater.kept import Kept
 from headwater.mapping.keys import canonical_keys
 from headwater.mapping.stream import Mapping
 from headwater.model import (
@@ -67,12 +68,35 @@ class _Collected:
     rejected: list[Rejected] = dataclasses.field(default_factory=list)
     parked: list[Parked] = dataclasses.field(default_factory=list)
     notes: list[Note] = dataclasses.field(default_factory=list)
-    live: list[Events] = dataclasses.field(default_factory=list)
-    """Events of live changes in this batch, truncates too: what a reading or a truncate later in it compares with must
-    hold them before they are in the bus."""
+    held_bytes: int = 0
+    """Of what is parked and rejected."""
+    spill: Path | None = None
+    live: dict[str, Kept] = dataclasses.field(default_factory=dict)
+    """By stream, events of live changes in this batch, truncates too: what a reading or a truncate later in it compares
+    with must hold them before they are in the bus."""
 
     def mapped(self) -> Mapped:
         return Mapped(chain.from_iterable(self.events), self.rejected, self.parked, self.notes)
+
+    def park(self, parked: Parked) -> None:
+        self.parked.append(parked)
+        self.held_bytes += parked.changes.data.nbytes
+
+    def reject(self, rejected: Rejected) -> None:
+        self.rejected.append(rejected)
+        self.held_bytes += rejected.changes.data.nbytes
+
+    def keep(self, events: Events) -> None:
+        if events.stream not in self.live:
+            self.live[events.stream] = Kept(self.spill)
+        self.live[events.stream].add(events)
+
+    def kept(self, stream: str) -> Iterable[Events]:
+        return self.live[stream].read() if stream in self.live else ()
+
+    def forget(self) -> None:
+        for kept in self.live.values():
+            kept.clear()
 
 
 @dataclasses.dataclass(slots=True)
@@ -109,18 +133,21 @@ class Router:
 
     def _in_pieces(self, stored: StoredChanges, still: set[str], out: _Collected) -> Iterator[Events]:
         """Mapped while the bus takes the events: neither all changes nor all events are in memory at a time."""
-        for changes in stored:
-            self._take(changes, still, out)
-            yield from chain.from_iterable(out.events)
-            out.events.clear()
-            if not stored.truncates:
-                out.live.clear()
-            held = [item.changes for item in out.parked] + [item.changes for item in out.rejected]
-            if sum(changes.data.nbytes for changes in held) > HELD_BYTES:
-                raise BusFull(
-                    f"one transaction holds more than {HELD_BYTES:,} bytes of changes that cannot be mapped now",
-                    hint="`headwater status` says which stream stands still, or whose rows break the contract",
-                )
+        out.spill = self._spill
+        try:
+            for changes in stored:
+                self._take(changes, still, out)
+                yield from chain.from_iterable(out.events)
+                out.events.clear()
+                if not stored.truncates:
+                    out.forget()
+                if out.held_bytes > HELD_BYTES:
+                    raise BusFull(
+                        f"one transaction holds more than {HELD_BYTES:,} bytes of changes that cannot be mapped now",
+                        hint="`headwater status` says which stream stands still, or whose rows break the contract",
+                    )
+        finally:
+            out.forget()
 
     def _take(self, changes: Changes, still: set[str], out: _Collected) -> None:
         for route in self._targets(changes):
@@ -179,13 +206,13 @@ class Router:
             self._hold(route, changes, out)
             return False
         if rejected is not None:
-            out.rejected.append(rejected)
+            out.reject(rejected)
         return True
 
     def _hold(self, route: Route, changes: Changes, out: _Collected) -> None:
         """Park the changes of a stream that stands still. A reading is not parked but owed: it is made again later."""
         if changes.reading is None:
-            out.parked.append(Parked(route.stream, changes))
+            out.park(Parked(route.stream, changes))
             return
         if staged := self._staged.pop(route.stream, None):
             staged.difference.close()
@@ -225,7 +252,7 @@ class Router:
             rejected = self._not_yet_known(route.stream, rejected)
         if reading.last:
             del self._staged[route.stream]
-            out.events.append(self._settled(route, reading, staged, out.live))
+            out.events.append(self._settled(route, reading, staged, out))
         return rejected
 
     def _begun(self, route: Route) -> _Staged:
@@ -234,13 +261,10 @@ class Router:
         state = self._bus.streams()[route.stream]
         return _Staged(Difference(route.contract, self._spill, state=state), set())
 
-    def _settled(self, route: Route, reading: Reading, staged: _Staged, live: Iterable[Events]) -> Iterator[Events]:
-        """The difference; its first part is computed here and now, so that an error stops this stream alone.
-
-        `live`: what the bus is about to get in the same step.
-        """
-        mine = [part for part in live if part.stream == route.stream]
-        history = chain(self._bus.read(route.stream, after=self._alive_since(route.stream), follow=False), mine)
+    def _settled(self, route: Route, reading: Reading, staged: _Staged, out: _Collected) -> Iterator[Events]:
+        """The difference; its first part is computed here and now, so that an error stops this stream alone."""
+        before = self._bus.read(route.stream, after=self._alive_since(route.stream), follow=False)
+        history = chain(before, out.kept(route.stream))
         found = staged.difference.finish(history, reading)
         key, kept = route.contract.key, staged.rejected_keys
         events = chain.from_iterable(_without_deletes_of(part, key, kept) for part in found)
@@ -276,12 +300,13 @@ class Router:
             start = 0
             for place in self._truncates(route, part):
                 found.append([_slice(part, start, place)])
-                out.live.append(_slice(part, start, place + 1))
+                out.keep(_slice(part, start, place))
                 found.append(self._deletes_at(route, _slice(part, place, place + 1), out))
                 start = place + 1
             rest = _slice(part, start, len(part))
             found.append([rest])
-            out.live.append(rest)
+            if out.spill is None or route.mapping.expands_truncate:
+                out.keep(rest)
         return found
 
     def _truncates(self, route: Route, events: Events) -> list[int]:
@@ -292,11 +317,11 @@ class Router:
     def _deletes_at(self, route: Route, truncate: Events, out: _Collected) -> Iterator[Events]:
         """A delete of each live key, all at the truncate's own place: there is no room between it and what follows."""
         place = Order(*(truncate.data.column(name)[0].as_py() for name in ("_epoch", "_commit", "_index")))
-        before = [part for part in out.live if part.stream == route.stream]
-        before[-1] = _slice(before[-1], 0, len(before[-1]) - 1)  # all but the truncate itself
         nothing = self._begun(route)
         nothing.difference.add(_slice(truncate, 0, 0))
-        deletes = self._settled(route, Reading(Reload.DIFFERENCE, place, True), nothing, before)
+        deletes = self._settled(route, Reading(Reload.DIFFERENCE, place, True), nothing, out)
+        out.live[route.stream].clear()
+        out.keep(truncate)
         state = self._bus.streams()[route.stream]
         self._emptied[route.stream] = Cursor(state.incarnation, (state.head,))
         return (_placed(part, place) for part in deletes)

@@ -201,6 +201,21 @@ def test_f03_a_publication_that_was_dropped_is_a_gap(database: str) -> None:
         world.catch_up()
 
 
+def test_f03_a_publication_that_is_dropped_while_it_is_read_is_a_gap(database: str) -> None:
+    """PostgreSQL 18 goes on without it, and only warns."""
+    world = _world(database, "t", "CREATE TABLE t (id int PRIMARY KEY, name text)")
+    world.catch_up()
+    with world.following() as following:
+        world.sql("INSERT INTO t VALUES (1, 'a')")
+        assert len(following.until(lambda rows: len(rows) == 1)) == 1
+        world.sql(f"DROP PUBLICATION {NAMES.publication}", "INSERT INTO t VALUES (2, 'b')")
+        world.sql(f"CREATE PUBLICATION {NAMES.publication} FOR TABLE t WITH (publish_via_partition_root = true)")
+        with pytest.raises(GapError, match=f"a publication of {NAMES.publication} was not there"):
+            following.until(lambda rows: False)
+    with pytest.raises(GapError, match=f"a publication of {NAMES.publication} was not there"):
+        world.catch_up()
+
+
 def test_a_role_without_ddl_privileges_runs_what_an_owner_made(database: str) -> None:
     world = _world(database, "t", "CREATE TABLE t (id int PRIMARY KEY, name text)")
     world.sql(

@@ -323,6 +323,14 @@ def test_a_source_that_is_away(world: World) -> None:
     assert world.found() == [("warning", "SOURCE_AWAY", STREAM)]
 
 
+def test_a_source_with_an_unknown_option_is_an_error_that_names_it_once(world: World) -> None:
+    world.config["sources"]["lms"] = {"url": "postgresql://localhost/nowhere", "options": {"strreaming": "off"}}
+    (problem,) = world.problems()
+    assert (problem.severity, problem.rule, problem.subject) == ("error", "SOURCE_REFUSED", "lms")
+    assert "`strreaming` is not a known key; did you mean `streaming`?" in problem.message
+    assert problem.line > 1
+
+
 def test_a_function_is_not_looked_into(world: World) -> None:
     world.stream["fields"] = {}
     world.stream["function"] = "module:callable"

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from headwater import router
+from headwater import kept, router
 from headwater.buses.memory import MemoryBus
 from headwater.contracts.model import Contract
 from headwater.errors import BusFull
@@ -98,12 +99,16 @@ def part(
 
 
 class Stored:
-    """Changes made while they are asked for; `alive` counts those that somebody still holds."""
+    """Changes made while they are asked for; `alive` counts those that somebody still holds.
+
+    `allocated`: Arrow's bytes at most, when the next is asked for.
+    """
 
     def __init__(self, *pieces: Changes, truncates: bool = False) -> None:
         self.truncates = truncates
         self.alive: list[weakref.ref[Any]] = []
-        self.most = 0
+        self.most = self.allocated = 0
+        self.nbytes = sum(piece.data.nbytes for piece in pieces)
         self._pieces = pieces
 
     def __iter__(self) -> Iterator[Changes]:
@@ -111,6 +116,7 @@ class Stored:
             made = dataclasses.replace(piece, data=piece.data.take(list(range(len(piece)))))
             self.alive.append(weakref.ref(made.data))
             self.most = max(self.most, sum(ref() is not None for ref in self.alive))
+            self.allocated = max(self.allocated, pa.total_allocated_bytes())
             yield made
             del made
 
@@ -142,6 +148,29 @@ def test_a_stored_transaction_with_a_truncate_deletes_what_it_wrote_before(world
     batch = Batch(Stored(put(2, 1), truncate, put(2, 2), truncates=True), Position(1, 2, b""))
     world.bus.append(world.router(batch), source=SOURCE, position=batch.position)
     assert [event[:2] for event in world.events()] == [("c", 1), ("d", 1), ("c", 2)]
+
+
+def test_f40_what_a_truncate_in_a_stored_transaction_deletes_is_not_held_in_memory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "MEMORY", 0)
+    world.take(put(1, 99999))
+    truncates = [rows.changes([change("t", 2, index=place)]) for place in (1000, 30000)]
+    first = [_created(start, 50) for start in range(0, 1000, 50)]
+    second = [_created(start, 500) for start in range(2000, 22000, 500)]
+    before = pa.total_allocated_bytes()
+    stored = Stored(*first, truncates[0], *second, truncates[1], put(3, 50000), truncates=True)
+    gone = []
+    for part in world.router(Batch(stored, Position(1, 2, b""))).events:
+        gone += [row["id"] for row in rows_of(part) if part.stream == STREAM and row["op"] == "d"]
+    assert stored.allocated - before < stored.nbytes / 4
+    assert sorted(gone[:1001]) == [*range(1000), 99999]
+    assert sorted(gone[1001:]) == list(range(2000, 22000))
+    assert list(world.directory.iterdir()) == []
+
+
+def _created(start: int, count: int) -> Changes:
+    return rows.changes([change("c", 2, None, _row(n), index=n) for n in range(start, start + count)])
 
 
 def test_rejected_and_parked_changes_of_a_stored_transaction_are_appended_with_it(tmp_path: Path) -> None:

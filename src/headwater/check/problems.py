@@ -35,6 +35,7 @@ RULES: dict[str, tuple[Severity, str]] = {
     "NO_ADAPTER": ("error", "a URL that no adapter knows"),
     "SINK_MATCHES_NOTHING": ("error", "a sink that names a stream which does not exist"),
     "SINK_PATTERN_UNUSED": ("warning", "a sink's wildcard that matches no stream"),
+    "SOURCE_REFUSED": ("error", "settings of a source that are unknown or wrong; its streams are not looked at"),
     "SOURCE_AWAY": ("warning", "a source that could not be looked at, so that its columns are not checked"),
 }
 """The rules of configuration. Those of compatibility and vocabulary are in `contracts/`; all are errors unless said."""

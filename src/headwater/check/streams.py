@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from headwater.check.problems import Problem, in_configuration, meant
-from headwater.check.survey import Survey
+from headwater.check.survey import SourceRefused, Survey
 from headwater.config import StreamConfig, TypeMapping
 from headwater.contracts import naming
 from headwater.contracts.document import Document
@@ -55,6 +55,9 @@ class StreamCheck:
         return in_configuration(self.document, rule, ("streams", self.name, *path), subject, message, hint)
 
     def _failure(self, error: HeadwaterError) -> Problem:
+        if isinstance(error, SourceRefused):
+            path, source = ("sources", self.stream.source, "options"), self.stream.source
+            return in_configuration(self.document, "SOURCE_REFUSED", path, source, error.message, error.hint)
         rule = "UNKNOWN_TABLE" if isinstance(error, SourceError) else "SOURCE_AWAY"
         return self._problem(rule, ("table",), self.name, error.message, error.hint)
 

@@ -119,9 +119,11 @@ class PostgresServer:
         """With its sessions, prepared transactions and replication slots."""
         for (gid,) in self.execute(f"SELECT gid FROM pg_prepared_xacts WHERE database = '{name}'"):
             self.execute(f"ROLLBACK PREPARED '{gid}'", database=name)
+        active = f"FROM pg_replication_slots WHERE database = '{name}' AND active_pid IS NOT NULL"
+        deadline = time.monotonic() + 10
+        while self.execute(f"SELECT pg_terminate_backend(active_pid) {active}") and time.monotonic() < deadline:
+            time.sleep(0.01)
         self.execute(
-            f"SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots"
-            f" WHERE database = '{name}' AND active_pid IS NOT NULL",
             f"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = '{name}'",
             f'DROP DATABASE "{name}" WITH (FORCE)',
         )

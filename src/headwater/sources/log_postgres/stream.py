@@ -31,6 +31,7 @@ from headwater.sources.log_postgres.spool import joined
 
 if TYPE_CHECKING:
     import psycopg
+    from psycopg.errors import Diagnostic
 
 BUDGET = 16 * 2**20
 """Bytes that wait to be taken before the thread reads no more."""
@@ -46,6 +47,12 @@ SILENCE_SECONDS = 60.0
 
 UNDEFINED = b"42704"
 """The SQLSTATE of an object that does not exist."""
+
+PASSES_OVER = 180000
+"""The first server that goes on without a publication that is not there, and only warns (`LoadPublications`)."""
+
+ABSENT = "55000"
+"""The SQLSTATE of that warning."""
 
 POSTGRES_EPOCH = 946_684_800
 
@@ -63,9 +70,11 @@ class Stream:
         confirmed: int,
         *,
         ended: Callable[[], HeadwaterError],
+        missed: Callable[[], HeadwaterError | None] = lambda: None,
         every: float = STATUS_SECONDS,
     ) -> None:
         self._ended = ended
+        self._missed = missed
         self._every = every
         self._connection = connection
         self._receiver = receiver
@@ -182,6 +191,8 @@ class Stream:
         some = False
         while not self.full:
             chunk = self._receiver.receive(self._budget // 16, 0.0)
+            if missed := self._missed():
+                raise missed
             if chunk is None:
                 raise self._ended()
             self.drained = not len(chunk[1])
@@ -207,11 +218,32 @@ def _ended(connection: psycopg.Connection, publications: str, capture: str) -> H
     why = (result.error_message if result is not None else connection.pgconn.error_message) or b""
     text = why.decode(errors="replace").strip() or "no reason given"
     if state == UNDEFINED and b"publication" in why:
-        return GapError(
-            f"a publication of {publications} was not there while the log was written, so it cannot be read: {text}",
-            hint=f"`headwater repair {capture}` makes a new slot and compares every table with its stream",
-        )
+        return _absent(publications, capture, text)
     return NotConnected(f"the server has ended the replication: {text}")
+
+
+def _absent(publications: str, capture: str, text: str) -> GapError:
+    return GapError(
+        f"a publication of {publications} was not there while the log was written, so it cannot be read: {text}",
+        hint=f"`headwater repair {capture}` makes a new slot and compares every table with its stream",
+    )
+
+
+def _listen(
+    connection: psycopg.Connection, publications: tuple[str, ...], capture: str
+) -> Callable[[], GapError | None]:
+    """What the server says, instead of ending the stream, of changes that it leaves out."""
+    warnings: list[str] = []
+
+    def take(notice: Diagnostic) -> None:
+        text = notice.message_primary or ""
+        if notice.sqlstate == ABSENT and any(f'"{name}"' in text for name in publications):
+            warnings.append(text)
+
+    if connection.info.server_version >= PASSES_OVER:
+        ask(connection, "SET client_min_messages = 'warning'")
+        connection.add_notice_handler(take)
+    return lambda: _absent(", ".join(publications), capture, warnings[0]) if warnings else None
 
 
 class _Conversation:
@@ -277,6 +309,7 @@ def start(
 
     command = start_command(connection.info.server_version, setting.options, place, publications, binary=binary)
     every = _status_every(connection)
+    missed = _listen(connection, publications, setting.name)
     try:
         connection.pgconn.send_query(command.encode())
         result = result_of(connection, command)
@@ -290,7 +323,7 @@ def start(
     def ended() -> HeadwaterError:
         return _ended(connection, ", ".join(publications), setting.name)
 
-    return Stream(connection, Receiver(connection.pgconn), place.lsn, ended=ended, every=every)
+    return Stream(connection, Receiver(connection.pgconn), place.lsn, ended=ended, missed=missed, every=every)
 
 
 def start_command(version: int, options: Options, place: Place, publications: tuple[str, ...], *, binary: bool) -> str:
