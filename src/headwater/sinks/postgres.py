@@ -26,6 +26,7 @@ from headwater.sinks import shaping, upsert
 from headwater.sinks.options import Options
 from headwater.sinks.postgres_errors import translated
 from headwater.sinks.postgres_ingest import PgTransaction
+from headwater.sinks.postgres_upsert import by_key, placed
 from headwater.sinks.tables import TableSink
 from headwater.sinks.upsert import Table, listed, newer, quoted, same_key, triple
 
@@ -219,36 +220,17 @@ class Postgres:
     # rows
 
     def append(self, transaction: PgTransaction, table: Table, data: pa.RecordBatch) -> None:
-        transaction.ingest(table.name, _stored(table, data), temporary=False)
+        transaction.ingest(table.name, types.all_stored(table, data), temporary=False)
 
     def upsert(self, transaction: PgTransaction, table: Table, data: pa.RecordBatch) -> None:
-        if not data.num_rows:
-            return
-        names = listed(table.columns.names)
-        sets = ", ".join(f"{quoted(n)} = excluded.{quoted(n)}" for n in table.values)
-        rows = data if _is_constrained(transaction, table) else _by_key(table, data)
-        with transaction.given(table, _stored(table, rows)) as batch:
-            failpoint("sink.postgres.after_ingest")
-            transaction.execute(
-                f"INSERT INTO {quoted(table.name)} AS t ({names}) SELECT {names} FROM {batch} b "
-                f"{self._unguarded(transaction, table)} ON CONFLICT ({listed(table.key)}) DO UPDATE SET {sets} "
-                f"WHERE {newer('excluded', 't')}"
-            )
-
-    def _unguarded(self, transaction: PgTransaction, table: Table) -> str:
-        """That no delete of the key is as new as the row `b`."""
-        if not table.guarded or not transaction.execute(f"SELECT 1 FROM {quoted(table.guard)} LIMIT 1"):
-            return ""
-        return (
-            f"WHERE NOT EXISTS (SELECT 1 FROM {quoted(table.guard)} g WHERE {same_key(table, 'g', 'b')} "
-            f"AND {triple('g')} >= {triple('b')})"
-        )
+        if data.num_rows:
+            placed(transaction, table, data)
 
     def patch(
         self, transaction: PgTransaction, table: Table, data: pa.RecordBatch, missing: dict[str, pa.Array]
     ) -> pa.Array:
         marks = {name: f"_lacks_{number}" for number, name in enumerate(table.fields.names) if name not in table.key}
-        given = _stored(table, data)
+        given = types.all_stored(table, data)
         for name, mark in marks.items():
             lacks = missing.get(name, pa.repeat(pa.scalar(False), data.num_rows))
             given = given.append_column(mark, lacks)
@@ -265,7 +247,7 @@ class Postgres:
         return homeless
 
     def stale(self, transaction: PgTransaction, table: Table, data: pa.RecordBatch) -> pa.Array:
-        asked = _stored(table, data.select([*table.key, *upsert.CURRENT.names]))
+        asked = types.all_stored(table, data.select([*table.key, *upsert.CURRENT.names]))
         with transaction.given(table, asked.append_column("_row", shaping.numbers(data))) as batch:
             found = transaction.numbers(
                 f"SELECT b._row FROM {batch} b JOIN {quoted(table.name)} t ON {same_key(table, 't', 'b')} "
@@ -276,7 +258,7 @@ class Postgres:
     def delete(self, transaction: PgTransaction, table: Table, data: pa.RecordBatch) -> None:
         if not data.num_rows:
             return
-        with transaction.given(table, _stored(table, _by_key(table, data))) as batch:
+        with transaction.given(table, types.all_stored(table, by_key(table, data))) as batch:
             (self._delete_softly if table.soft else self._delete)(transaction, table, batch)
 
     def _delete(self, transaction: PgTransaction, table: Table, batch: str) -> None:
@@ -336,27 +318,6 @@ def _address(sink: str, url: str) -> tuple[str, str, str]:
     database = str(given.get("dbname", user))
     host, port = given.get("host", given.get("service", "localhost")), given.get("port", 5432)
     return user, database, f"PostgreSQL {database} at {host}:{port}"
-
-
-def _stored(table: Table, data: pa.RecordBatch) -> pa.RecordBatch:
-    names = data.schema.names
-    return pa.RecordBatch.from_arrays([types.stored(table, n, data.column(n)) for n in names], names=names)
-
-
-def _by_key(table: Table, data: pa.RecordBatch) -> pa.RecordBatch:
-    """Rows in the key's order touch each page of the index once: updates from all over take two thirds of the time."""
-    places = pc.sort_indices(data, [(name, "ascending") for name in table.key])
-    return data if pc.all(pc.equal(places, shaping.numbers(data))).as_py() else data.take(places)
-
-
-def _is_constrained(transaction: PgTransaction, table: Table) -> bool:
-    """Whether there are unique indexes or exclusions of somebody's own, which only the source's order satisfies."""
-    found = transaction.execute(
-        "SELECT 1 FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid WHERE c.oid = to_regclass(?) "
-        "AND (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary LIMIT 1",
-        (quoted(table.name),),
-    )
-    return bool(found)
 
 
 def _kept(name: str, marks: dict[str, str]) -> str:

@@ -16,6 +16,9 @@ from headwater.sinks.upsert import Table, quoted
 if TYPE_CHECKING:
     from adbc_driver_manager import dbapi
 
+PIECE = 256 * 1024
+"""Bytes that are handed to the driver at a time."""
+
 
 class PgTransaction:
     """One transaction on a connection in autocommit, whose `BEGIN` and `COMMIT` are statements like others."""
@@ -41,7 +44,7 @@ class PgTransaction:
     def ingest(self, table: str, data: pa.RecordBatch, *, temporary: bool) -> None:
         place: dict[str, Any] = {"temporary": True} if temporary else {"db_schema_name": self._schema}
         with self._connection.cursor() as cursor:
-            cursor.adbc_ingest(table, data, mode="append", **place)
+            cursor.adbc_ingest(table, _in_pieces(data), mode="append", **place)
 
     @contextmanager
     def given(self, table: Table, data: pa.RecordBatch) -> Iterator[str]:
@@ -71,6 +74,13 @@ class PgTransaction:
         with self._connection.cursor() as cursor:
             cursor.execute(sql)
             yield from cursor.fetch_record_batch()
+
+
+def _in_pieces(data: pa.RecordBatch) -> pa.RecordBatchReader:
+    """The driver writes each batch into memory and then sends it: the server takes one piece while the next is made."""
+    rows = max(1, PIECE * data.num_rows // max(1, data.nbytes))
+    pieces = (data.slice(start, rows) for start in range(0, data.num_rows, rows))
+    return pa.RecordBatchReader.from_batches(data.schema, pieces)
 
 
 def _numbered(sql: str) -> str:

@@ -56,6 +56,12 @@ OWN = {
 }
 """Headwater's columns, in tables and in what is handed over."""
 
+_SPELLED = {
+    "time": "time without time zone",
+    "timestamp": "timestamp without time zone",
+    "timestamptz": "timestamp with time zone",
+}
+
 _NUMBERS = ("_epoch", "_commit", "_index", "_offset")
 
 _MINUS_INFINITY = {
@@ -84,6 +90,12 @@ def declared(table: Table, name: str) -> str:
     return OWN[name] if name in OWN else type_of(table.types[name])
 
 
+def spelled(kind: str) -> str:
+    """A type as PostgreSQL's `format_type` writes it."""
+    scalar = kind.removesuffix("[]")
+    return _SPELLED.get(scalar, scalar) + kind[len(scalar) :]
+
+
 def stored(table: Table, name: str, array: pa.Array) -> pa.Array:
     """A column as the driver writes it into one of type `declared`. Raises `Refused`."""
     if name == "_op":
@@ -91,6 +103,12 @@ def stored(table: Table, name: str, array: pa.Array) -> pa.Array:
     if name in _NUMBERS:
         return array.cast(pa.int64())
     return array if name in OWN else encoded(array, table.types[name])
+
+
+def all_stored(table: Table, data: pa.RecordBatch) -> pa.RecordBatch:
+    """Every column, `stored`."""
+    names = data.schema.names
+    return pa.RecordBatch.from_arrays([stored(table, n, data.column(n)) for n in names], names=names)
 
 
 def encoded(array: pa.Array, parsed: FieldType) -> pa.Array:

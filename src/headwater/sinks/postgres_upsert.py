@@ -1,0 +1,119 @@
+"""Live rows into a table of PostgreSQL by key, none of them over a later one.
+
+A few rows pass in one statement. Of many, the keys alone go first: rows whose key the table lacks are then copied into
+the table itself, which costs the server less than half of an `INSERT ... ON CONFLICT`, and the others update theirs.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from headwater.faults import failpoint
+from headwater.sinks import postgres_types as types
+from headwater.sinks import shaping
+from headwater.sinks.postgres_ingest import PgTransaction
+from headwater.sinks.upsert import CURRENT, Table, listed, newer, quoted, same_key, triple
+
+MANY = 1_000
+"""Rows from which on the three more statements of `_apart` are worth their while."""
+
+
+def placed(transaction: PgTransaction, table: Table, data: pa.RecordBatch) -> None:
+    """`data`: the table's columns, one row of each key."""
+    if _is_constrained(transaction, table):
+        _at_once(transaction, table, data)
+    elif data.num_rows >= MANY and _takes_copies(transaction, table):
+        _apart(transaction, table, by_key(table, data))
+    else:
+        _at_once(transaction, table, by_key(table, data))
+
+
+def by_key(table: Table, data: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows in the key's order touch each page of the index once: updates from all over take two thirds of the time."""
+    places = pc.sort_indices(data, [(name, "ascending") for name in table.key])
+    return data if pc.all(pc.equal(places, shaping.numbers(data))).as_py() else data.take(places)
+
+
+def _is_constrained(transaction: PgTransaction, table: Table) -> bool:
+    """Whether there are unique indexes or exclusions of somebody's own, which only the source's order satisfies."""
+    found = transaction.execute(
+        "SELECT 1 FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid WHERE c.oid = to_regclass(?) "
+        "AND (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary LIMIT 1",
+        (quoted(table.name),),
+    )
+    return bool(found)
+
+
+def _takes_copies(transaction: PgTransaction, table: Table) -> bool:
+    """Whether a binary COPY into the table means what an INSERT does: no rules, no row security, and each column of
+    the very type that it was made with; a COPY into another one of as many bytes would change values without a word.
+    The lock keeps it so until the end of the transaction."""
+    transaction.execute(f"LOCK TABLE {quoted(table.name)} IN ROW EXCLUSIVE MODE")
+    found = transaction.execute(
+        "SELECT a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_class c JOIN pg_attribute a "
+        "ON a.attrelid = c.oid WHERE c.oid = to_regclass(?) AND NOT c.relhasrules AND NOT c.relrowsecurity "
+        "AND a.attnum > 0 AND NOT a.attisdropped",
+        (quoted(table.name),),
+    )
+    kinds = dict(found)
+    return all(kinds.get(name) == types.spelled(types.declared(table, name)) for name in table.columns.names)
+
+
+def _at_once(transaction: PgTransaction, table: Table, data: pa.RecordBatch) -> None:
+    names = listed(table.columns.names)
+    sets = ", ".join(f"{quoted(n)} = excluded.{quoted(n)}" for n in table.values)
+    guard = f"WHERE NOT EXISTS (SELECT 1 {_guards(table, 'b')})" if _has_guards(transaction, table) else ""
+    with transaction.given(table, types.all_stored(table, data)) as batch:
+        failpoint("sink.postgres.after_ingest")
+        transaction.execute(
+            f"INSERT INTO {quoted(table.name)} AS t ({names}) SELECT {names} FROM {batch} b {guard} "
+            f"ON CONFLICT ({listed(table.key)}) DO UPDATE SET {sets} WHERE {newer('excluded', 't')}"
+        )
+
+
+def _has_guards(transaction: PgTransaction, table: Table) -> bool:
+    return table.guarded and bool(transaction.execute(f"SELECT 1 FROM {quoted(table.guard)} LIMIT 1"))
+
+
+def _guards(table: Table, row: str) -> str:
+    """The deletes of the row's key that are as new as the row."""
+    return f"FROM {quoted(table.guard)} g WHERE {same_key(table, 'g', row)} AND {triple('g')} >= {triple(row)}"
+
+
+def _apart(transaction: PgTransaction, table: Table, data: pa.RecordBatch) -> None:
+    given = types.all_stored(table, data)
+    held, void = _met(transaction, table, given)
+    failpoint("sink.postgres.after_keys")
+    new = given.filter(pc.invert(pc.or_(held, void)))
+    if new.num_rows:
+        transaction.ingest(table.name, new, temporary=False)
+    failpoint("sink.postgres.after_copy")
+    _update(transaction, table, given.filter(held))
+
+
+def _met(transaction: PgTransaction, table: Table, given: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
+    """Which rows' keys the table holds, and which rows are no newer than a delete of their key."""
+    guarded = _has_guards(transaction, table)
+    asked = given.select([*table.key, *(CURRENT.names if guarded else ())])
+    with transaction.given(table, asked.append_column("_row", shaping.numbers(given))) as batch:
+        held = transaction.numbers(
+            f"SELECT b._row FROM {batch} b WHERE EXISTS (SELECT 1 FROM {quoted(table.name)} t "
+            f"WHERE {same_key(table, 't', 'b')})"
+        )
+        void = pa.array([], pa.int64())
+        if guarded:
+            void = transaction.numbers(f"SELECT b._row FROM {batch} b WHERE EXISTS (SELECT 1 {_guards(table, 'b')})")
+    return pc.is_in(shaping.numbers(given), held), pc.is_in(shaping.numbers(given), void)
+
+
+def _update(transaction: PgTransaction, table: Table, given: pa.RecordBatch) -> None:
+    if not given.num_rows:
+        return
+    sets = ", ".join(f"{quoted(n)} = b.{quoted(n)}" for n in table.values)
+    with transaction.given(table, given) as batch:
+        failpoint("sink.postgres.after_ingest")
+        transaction.execute(
+            f"UPDATE {quoted(table.name)} t SET {sets} FROM {batch} b "
+            f"WHERE {same_key(table, 't', 'b')} AND {newer('b', 't')}"
+        )
