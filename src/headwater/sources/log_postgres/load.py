@@ -2,7 +2,8 @@
 
 1. A new slot: page ranges under the slot's own snapshot, in parallel, before the log begins (`initial`).
 2. Broken off, added later, or chosen by a `where`: chunks in the order of the key beside the log, reconciled with it by
-   what their snapshots see (`live.KeyLoad`, `windows`). Without a key: pages of one snapshot (`live.PageLoad`).
+   what their snapshots see (`live.KeyLoad`, `windows`). Without a key: all pages of one snapshot (`live.PageLoad`),
+   which are appended `together`.
 3. A complete reading, to be compared with a stream that has content already (`live.ReadingLoad`).
 4. Changes that lack a part of their row (`completion`).
 
@@ -23,6 +24,7 @@ from headwater.dialects.postgres_types import PgTypes
 from headwater.errors import SourceError
 from headwater.model import Changes, TableId
 from headwater.protocols import Capture, Load
+from headwater.sources.log_postgres.begin import AWAY
 from headwater.sources.log_postgres.completion import completed, is_partial
 from headwater.sources.log_postgres.homes import EVER, Homes, Lost
 from headwater.sources.log_postgres.initial import Initial
@@ -54,6 +56,7 @@ class Loads:
         types: PgTypes,
         epoch: int,
         *,
+        directory: str,
         texts: Collection[str] = (),
         stopped: Callable[[float], bool] | None = None,
         broken: dict[str, SourceError] | None = None,
@@ -65,10 +68,13 @@ class Loads:
         """The same, each with the load that is carried out now."""
         self._types = types
         self._epoch = epoch
+        self._directory = directory
         self._texts = frozenset(texts)
         self._catalog: psycopg.Connection | None = None
         self._reread = Rereader(connector, stopped or threading.Event().wait)
         self._live: dict[str, LiveLoad] = {}
+        self._away: set[str] = set()
+        """Streams whose changes were left out since their rows could not be read: they are compared at a start."""
         self._lost: dict[str, Lost] = {stream: Lost() for stream in captures}
         self._reached = 0
         self._shapes: dict[str, tuple[pa.DataType, Shape]] = {}
@@ -203,6 +209,8 @@ class Loads:
         lost = {stream: words for stream, keys in self._lost.items() if (words := keys.written(place.lsn))}
         same = doubt == place.doubt and lost == place.lost
         place = place if same else dataclasses.replace(place, doubt=doubt, lost=lost)
+        for stream in self._away:
+            place = place.with_load(stream, dataclasses.replace(place.loads[stream], token=AWAY))
         for stream, load in self._live.items():
             if (progress := load.told(place.loads[stream])) is not place.loads[stream]:
                 place = place.with_load(stream, progress)
@@ -238,7 +246,8 @@ class Loads:
                 data = completed(data, shape, capture.whole, homes, lost, self._reread)
         except SourceError as error:
             self._break(capture.stream, error)
-            return data
+            self._away.add(capture.stream)
+            return data.slice(0, 0)
         if homes.told is not None:
             homes.told.learn(data, capture.key)
         return data
@@ -255,7 +264,7 @@ class Loads:
     # tables as they are now
 
     def _subject(self, capture: Capture) -> Subject:
-        return Subject(capture, self._connector, lambda: self._shape_of(capture))
+        return Subject(capture, self._connector, lambda: self._shape_of(capture), self._directory)
 
     def _shape_of(self, capture: Capture, names: Sequence[str] | None = None) -> Shape:
         columns = capture.columns if names is None else names

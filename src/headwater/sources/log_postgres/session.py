@@ -62,6 +62,7 @@ class Session:
                 begun.captures,
                 self._types,
                 begun.place.epoch,
+                directory=setting.directory,
                 texts=setting.options.as_text,
                 stopped=stopping.wait,
                 broken=self.broken,
@@ -162,7 +163,10 @@ class Session:
                 self._streamed.add(np.array([transaction.xid], np.uint32))
                 yield self._batch(changes, self._loads.doubtful(place), nbytes=unit.spool.nbytes)
                 self._loads.behind(place.lsn)
-                self.place = self._loads.told(place)
+                told = self._loads.told(place)
+                if told.loads != place.loads:
+                    yield self._batch((), told)
+                self.place = told
         finally:
             unit.spool.close()
         log.learn(unit)
