@@ -10,6 +10,7 @@ import pytest
 from headwater import figures
 from headwater.quarantine import replay
 from headwater.repair import repair
+from headwater.sources.log_postgres import pages
 from headwater.testing.postgres import PostgresServer
 from tests.acceptance.postgres_project import PostgresProject
 from tests.acceptance.project import contract, program, until
@@ -299,9 +300,10 @@ main()
     ["TRUNCATE item", "ALTER TABLE item ALTER size TYPE numeric(20,0)", "CLUSTER item USING item_pkey"],
 )
 def test_a_table_that_is_rewritten_while_it_is_loaded_neither_hangs_nor_loses(
-    project: PostgresProject, change: str
+    project: PostgresProject, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project.sql("INSERT INTO item SELECT n, repeat('x', 100), n FROM generate_series(1, 300000) n")
+    monkeypatch.setattr(pages, "_PAGES", 16)
+    project.sql("INSERT INTO item SELECT n, repeat('x', 100), n FROM generate_series(1, 60000) n")
     with project.running():
         until(lambda: (project.head() or 0) > 0)
         project.sql(f"SET lock_timeout = '20s'; {change}")
