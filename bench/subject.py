@@ -11,6 +11,7 @@ Prints one JSON line: seconds, events, CPU seconds (user and system, all threads
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import threading
@@ -24,6 +25,7 @@ import numpy as np
 
 from headwater import config
 from headwater.assembly import Assembly
+from headwater.cli import MEMORY
 from headwater.model import Op
 from headwater.pipeline import capture
 from headwater.runtime import Runtime, start
@@ -43,7 +45,7 @@ class Cost:
 
 def costs(*arguments: str) -> Cost:
     """Run a command of this module and wait for it."""
-    ended = run(_command(arguments), check=True, stdout=PIPE, text=True)
+    ended = run(_command(arguments), check=True, stdout=PIPE, text=True, env={**os.environ, **MEMORY})
     return Cost(**json.loads(ended.stdout.splitlines()[-1]))
 
 
