@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import sys
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -59,11 +60,11 @@ def check(world: World) -> None:
             _verify_source(assembly, verified)
         for stream in FIELDS:
             events = list(events_of(assembly, stream))
-            _once_and_in_order(stream, events)
+            once_and_in_order(stream, events)
             if KEYS[stream]:
                 expected = source_rows(world, stream)
-                _same(f"fold of {stream}", folded(stream, events), expected)
-                _same(f"{stream} in the sink", sink_rows(world, stream), expected)
+                same(f"fold of {stream}", folded(stream, events), expected)
+                same(f"{stream} in the sink", sink_rows(world, stream), expected)
             else:
                 _history_is_complete(world, stream, events)
             if stream == AUDITED:
@@ -139,7 +140,7 @@ def sink_rows(world: World, stream: str) -> Rows:
     return keyed
 
 
-def _same(what: str, found: Rows, expected: Rows) -> None:
+def same(what: str, found: Rows, expected: Rows) -> None:
     missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
     assert not missing, f"{what} lacks {sorted(missing)[:5]} and {len(missing) - 1} more"
     assert not extra, f"{what} has {sorted(extra)[:5]} and {len(extra) - 1} more than it should"
@@ -161,7 +162,7 @@ def _comparable(value: Any) -> Any:
 # the stream by itself
 
 
-def _once_and_in_order(stream: str, events: list[Event]) -> None:
+def once_and_in_order(stream: str, events: list[Event]) -> None:
     """The deletes that a TRUNCATE makes share its place, and are of no transaction; nothing else shares one."""
     orders = [event.order for event in events]
     live = {(event.order, *(event.values[name] for name in KEYS[stream])) for event in events}
@@ -208,8 +209,8 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Of a stream, as LSNs: `start`, what is behind it was not in the slot's snapshot; `loaded`, up to it the table was
-    being read beside the log.
+    """Of a stream, as LSNs: `start`, what is behind it was not in the slot's snapshot; `loaded`, what is behind it came
+    when the table had been read: the place of the first event then.
     """
 
     start: int
@@ -221,7 +222,8 @@ def span_of(assembly: Assembly, events: list[Event]) -> Span:
     assert position is not None
     first = assembly.bus.streams()[AUDITED].first
     ends = [note.offset - first for note in assembly.bus.notes(AUDITED) if note.note.kind == "loaded"]
-    return Span(place_of(position, CAPTURE).start, max(event.order[1] for event in events[: max(ends)]))
+    loaded = min((event.order[1] for event in events[max(ends) :]), default=sys.maxsize)
+    return Span(place_of(position, CAPTURE).start, loaded)
 
 
 def compare_with_audit(events: list[Event], audit: Audit, span: Span) -> None:
