@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -92,6 +92,26 @@ class Place:
 
     def position(self) -> Position:
         return Position(self.epoch, self.commit, _encoded(self))
+
+
+class Late(Position):
+    """The position behind changes that are yet to be read: its token is asked for once they are durable.
+
+    `place`: what is known of it so far.
+    """
+
+    __slots__ = ("_place",)
+    _place: Callable[[], Place]
+
+    def __init__(self, place: Callable[[], Place]) -> None:
+        now = place()
+        object.__setattr__(self, "epoch", now.epoch)
+        object.__setattr__(self, "commit", now.commit)
+        object.__setattr__(self, "_place", place)
+
+    @property
+    def token(self) -> bytes:
+        return _encoded(self._place())
 
 
 def place_of(position: Position, name: str) -> Place:

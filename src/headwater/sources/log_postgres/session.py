@@ -20,8 +20,9 @@ from headwater.sources.log_postgres.changes import Shaper, TextNeeded, targets_o
 from headwater.sources.log_postgres.load import Loads
 from headwater.sources.log_postgres.log import Log
 from headwater.sources.log_postgres.names import MESSAGES
-from headwater.sources.log_postgres.position import DONE, Place, lsn_of, place_of
+from headwater.sources.log_postgres.position import DONE, Late, Place, lsn_of, place_of
 from headwater.sources.log_postgres.rows import Connector
+from headwater.sources.log_postgres.spool import SpooledChanges
 from headwater.sources.log_postgres.streamed import Streamed
 from headwater.sources.log_postgres.units import Stored, Whole
 from headwater.wire.pgoutput import Relation
@@ -161,12 +162,10 @@ class Session:
                 for relation in log.relations(unit):
                     place = self._noticed(relation, place)
                 self._streamed.add(np.array([transaction.xid], np.uint32))
-                yield self._batch(changes, self._loads.doubtful(place), nbytes=unit.spool.nbytes)
+                behind = _Behind(changes, place, self._loads)
+                yield self._batch(changes, place, nbytes=unit.spool.nbytes, position=Late(behind))
                 self._loads.behind(place.lsn)
-                told = self._loads.told(place)
-                if told.loads != place.loads:
-                    yield self._batch((), told)
-                self.place = told
+                self.place = behind()
         finally:
             unit.spool.close()
         log.learn(unit)
@@ -287,18 +286,39 @@ class Session:
         )
 
     def _batch(
-        self, changes: Sequence[Changes] | StoredChanges, place: Place, notes: Sequence[Note] = (), nbytes: int = 0
+        self,
+        changes: Sequence[Changes] | StoredChanges,
+        place: Place,
+        notes: Sequence[Note] = (),
+        *,
+        nbytes: int = 0,
+        position: Position | None = None,
     ) -> Batch:
         if isinstance(changes, Sequence):
             changes = tuple(changes)
             nbytes = nbytes or sum(part.data.nbytes for part in changes)
         given, self._notes = (*self._notes, *notes), []
-        position = place.position()
+        position = position or place.position()
         if place.lsn > self.place.lsn:
             self._moved = self._advanced = time.monotonic()
         self.place = place
         self._given = position, place
         return Batch(changes, position, nbytes, given)
+
+
+class _Behind:
+    """The place behind a stored transaction: rows are in doubt until its changes have been read to their end."""
+
+    def __init__(self, changes: SpooledChanges, place: Place, loads: Loads) -> None:
+        self._changes = changes
+        self._place = place
+        self._loads = loads
+        self._told: Place | None = None
+
+    def __call__(self) -> Place:
+        if self._told is None and self._changes.complete:
+            self._told = self._loads.told(self._place)
+        return self._told or self._loads.doubtful(self._place)
 
 
 def _difference(known: Mapping[str, str], now: Mapping[str, str]) -> str:
