@@ -6,6 +6,7 @@ exactly as long.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 BATCH_BYTES = 4 * 2**20
 BATCH_ROWS = 20_000
+
+GATHERING = 0.25
+"""Seconds for which a backlog may gather to a whole batch: many small ones cost many times as much."""
 
 Passing = Callable[[list[Changes]], list[Changes]]
 """What each part of a stored transaction goes through before it is handed on."""
@@ -62,10 +66,13 @@ class Log:
 
     def next(self, timeout: float) -> Whole | Stored | None:
         """What has arrived together, within limits; None when nothing comes for `timeout` seconds, or when woken."""
-        wait = timeout
-        while not self._enough() and (chunk := self.stream.take(wait)) is not None:
+        until = time.monotonic() + GATHERING
+        wait, least = timeout, 0
+        while not self._enough() and (chunk := self.stream.take(wait, least)) is not None:
             self._units.add(*chunk)
-            wait = 0.0
+            self.stream.hurried = not self._units.behind
+            left = until - time.monotonic()
+            wait, least = (left, BATCH_BYTES) if self._units.behind and left > 0 else (0.0, 0)
         return self._units.take()
 
     def _enough(self) -> bool:
