@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 BATCH_BYTES = 4 * 2**20
 BATCH_ROWS = 20_000
 
-GATHERING = 0.25
+GATHERING = 0.5
 """Seconds for which a backlog may gather to a whole batch: many small ones cost many times as much."""
 
 Passing = Callable[[list[Changes]], list[Changes]]

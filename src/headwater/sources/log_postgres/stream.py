@@ -32,7 +32,7 @@ from headwater.sources.log_postgres.spool import joined
 if TYPE_CHECKING:
     import psycopg
 
-BUDGET = 16 * 2**20
+BUDGET = 8 * 2**20
 """Bytes that wait to be taken before the thread reads no more."""
 
 AT_ONCE = 4 * 2**20
@@ -191,7 +191,7 @@ class Stream:
         """Read what has arrived, until there is no more or no room; whether there was anything."""
         some = False
         while not self.full:
-            chunk = self._receiver.receive(self._budget // 16, 0.0, hurried=self.hurried)
+            chunk = self._receiver.receive(self._budget // 8, 0.0, hurried=self.hurried)
             if chunk is None:
                 raise self._ended()
             self.drained = not len(chunk[1])
