@@ -97,6 +97,9 @@ def test_the_log_is_behind_while_its_commits_are_old_when_they_are_sent(cut: Uni
     assert not cut.behind
     _add(cut, _begin(5, 56), _commit(56, sent=units.OLD + 1), _keepalive(64))
     assert not cut.behind
+    _add(cut, _begin(6, 72), _commit(72, sent=units.OLD + 1))
+    cut.caught_up()
+    assert not cut.behind
 
 
 def test_the_log_is_behind_within_what_is_large(cut: Units, monkeypatch: pytest.MonkeyPatch) -> None:

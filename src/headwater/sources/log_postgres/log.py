@@ -18,7 +18,7 @@ from headwater.sources.log_postgres.begin import Setting
 from headwater.sources.log_postgres.changes import Shaper
 from headwater.sources.log_postgres.position import Place
 from headwater.sources.log_postgres.spool import SpooledChanges
-from headwater.sources.log_postgres.stream import start
+from headwater.sources.log_postgres.stream import Chunk, start
 from headwater.sources.log_postgres.units import Stored, Units, Whole, tell
 from headwater.wire.pgoutput import Decoder, Relation, Segment, Transactions
 from headwater.wire.pgoutput_messages import relation_of
@@ -67,13 +67,21 @@ class Log:
     def next(self, timeout: float) -> Whole | Stored | None:
         """What has arrived together, within limits; None when nothing comes for `timeout` seconds, or when woken."""
         until = time.monotonic() + GATHERING
-        wait, least = timeout, 0
-        while not self._enough() and (chunk := self.stream.take(wait, least)) is not None:
+        wait = timeout
+        while not self._enough() and (chunk := self._taken(wait, until - time.monotonic())) is not None:
             self._units.add(*chunk)
             self.stream.hurried = not self._units.behind
-            left = until - time.monotonic()
-            wait, least = (left, BATCH_BYTES) if self._units.behind and left > 0 else (0.0, 0)
+            wait = 0.0
         return self._units.take()
+
+    def _taken(self, wait: float, left: float) -> Chunk | None:
+        """What comes in `wait` seconds; of a backlog a whole batch, or what comes in `left` seconds."""
+        if not self._units.behind or left <= 0:
+            return self.stream.take(wait)
+        chunk = self.stream.take(left, BATCH_BYTES)
+        if chunk is None:
+            self._units.caught_up()
+        return chunk
 
     def _enough(self) -> bool:
         units = self._units

@@ -118,6 +118,10 @@ class Units:
         """Whether the server has more to send at once: a commit was old already when it came, or it is on its way."""
         return self._late or self._block is not None or self._large is not None
 
+    def caught_up(self) -> None:
+        """Nothing more has come for a while."""
+        self._late = False
+
     @property
     def nbytes(self) -> int:
         """Of what `take` would give from memory."""
