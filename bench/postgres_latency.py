@@ -7,7 +7,6 @@ disk and processor leave to anybody.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -20,7 +19,6 @@ import numpy as np
 from bench import postgres_server as server_of
 from bench.postgres import STREAM, project
 from bench.result import RUNS, Result
-from headwater.cli import MEMORY
 from headwater.testing.postgres import PostgresServer
 
 RATES = (1_000, 5_000)
@@ -56,8 +54,7 @@ def floor(server: PostgresServer, directory: Path, rate: int) -> np.ndarray:
 def _followed(server: PostgresServer, home: Path, rate: int, command: Sequence[str]) -> np.ndarray:
     server_of.run_sql(server, "TRUNCATE enrollment")
     count = rate * SECONDS
-    whole, environment = [sys.executable, "-m", *command, str(count)], {**os.environ, **MEMORY}
-    with subprocess.Popen(whole, stdout=subprocess.PIPE, env=environment) as follower:
+    with subprocess.Popen([sys.executable, "-m", *command, str(count)], stdout=subprocess.PIPE) as follower:
         try:
             while not (home / "ready").exists():
                 assert follower.poll() is None, "it has ended"

@@ -11,7 +11,6 @@ Prints one JSON line: seconds, events, CPU seconds (user and system, all threads
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 import threading
@@ -25,7 +24,6 @@ import numpy as np
 
 from headwater import config
 from headwater.assembly import Assembly
-from headwater.cli import MEMORY
 from headwater.model import Op
 from headwater.pipeline import capture
 from headwater.runtime import Runtime, start
@@ -45,7 +43,7 @@ class Cost:
 
 def costs(*arguments: str) -> Cost:
     """Run a command of this module and wait for it."""
-    ended = run(_command(arguments), check=True, stdout=PIPE, text=True, env={**os.environ, **MEMORY})
+    ended = run(_command(arguments), check=True, stdout=PIPE, text=True)
     return Cost(**json.loads(ended.stdout.splitlines()[-1]))
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import psycopg
     from psycopg.errors import Diagnostic
 
-BUDGET = 16 * 2**20
+BUDGET = 8 * 2**20
 """Bytes that wait to be taken before the thread reads no more."""
 
 AT_ONCE = 4 * 2**20
@@ -80,7 +80,9 @@ class Stream:
         self._receiver = receiver
         self._budget = BUDGET
         self._chunks: deque[Chunk] = deque()
-        self._held = 0
+        self._held = self._least = 0
+        self.hurried = True
+        """Whether what arrives is wanted at once; a backlog is read in larger pieces."""
         self._changed = threading.Condition()
         self._error: Exception | None = None
         self._woken = False
@@ -96,10 +98,14 @@ class Stream:
         self._thread = threading.Thread(target=self._run, name="headwater log stream", daemon=True)
         self._thread.start()
 
-    def take(self, timeout: float) -> Chunk | None:
-        """What has arrived since; None after `timeout` seconds, or when woken. Raises what ended the connection."""
+    def take(self, timeout: float, least: int = 0) -> Chunk | None:
+        """What has arrived since, once `least` bytes have or after `timeout` seconds.
+
+        None if that is nothing, or when woken. Raises what ended the connection.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._chunks or self._error or self._woken, timeout)
+            self._least = least
+            self._changed.wait_for(lambda: self._ripe or self._error or self._woken, timeout)
             self._woken = False
             if self._chunks:
                 was_full = self._held >= self._budget
@@ -111,6 +117,10 @@ class Stream:
         if was_full:
             self._prod()
         return joined(chunks)
+
+    @property
+    def _ripe(self) -> bool:
+        return bool(self._chunks) and (self.full or self._held >= self._least)
 
     def _taken(self) -> list[Chunk]:
         chunks, size = [self._chunks.popleft()], 0
@@ -190,7 +200,7 @@ class Stream:
         """Read what has arrived, until there is no more or no room; whether there was anything."""
         some = False
         while not self.full:
-            chunk = self._receiver.receive(self._budget // 16, 0.0)
+            chunk = self._receiver.receive(self._budget // 8, 0.0, hurried=self.hurried)
             if missed := self._missed():
                 raise missed
             if chunk is None:
@@ -202,7 +212,8 @@ class Stream:
             with self._changed:
                 self._chunks.append(chunk)
                 self._held += len(chunk[0])
-                self._changed.notify_all()
+                if self._ripe:
+                    self._changed.notify_all()
         return some
 
 
