@@ -128,6 +128,7 @@ def _begun(
         slot.check(found, known, server, setting.name, sql.info.dbname)
         _check_publications(sql, known, setting.name)
     arranged = publication.arrange(sql, setting.names, captures.values())
+    failpoint("log.arranged")
     if len(arranged.broken) == len(captures) and captures:
         raise next(iter(arranged.broken.values()))
     if known is not None:
@@ -137,6 +138,7 @@ def _begun(
         place = dataclasses.replace(place, publications=dict.fromkeys(arranged.publications, 0))
     begun = Begun(sql, replication, server.version, arranged, {}, place, snapshot)
     _settle(begun, captures)
+    begun.place = dataclasses.replace(begun.place, published=arranged.published)
     return begun
 
 
@@ -151,7 +153,7 @@ def _check_publications(sql: psycopg.Connection, place: Place, capture: str) -> 
 
 
 def _taken_up(sql: psycopg.Connection, place: Place, arranged: Arranged, epoch: int) -> Place:
-    """A publication made since is known to the log from now on. A table that had been taken out of ours was away."""
+    """A publication made since is known to the log from now on."""
     new = [name for name in arranged.publications if name not in place.publications]
     since = mark(sql) if new else 0
     publications = {**place.publications, **dict.fromkeys(new, since)}
@@ -219,13 +221,19 @@ def _new_slot(
 
 
 def _settle(begun: Begun, captures: Mapping[str, Capture]) -> None:
-    """Streams that cannot be captured now are marked; those that can be again are compared with their rows."""
+    """Streams that cannot be captured now are marked; those that can be again are compared with their rows.
+
+    So are those whose publication was altered since the position was stored, be it by us just before we died.
+    """
+    arranged, before = begun.arranged, begun.place.published
     for stream, capture in captures.items():
         progress = begun.place.loads.get(stream)
-        if stream in begun.arranged.broken:
+        table = str(capture.table)
+        kept = not set(before.get(table, "").split()).isdisjoint(arranged.found.get(table, "").split())
+        if stream in arranged.broken:
             if progress is not None:
                 begun.place = begun.place.with_load(stream, dataclasses.replace(progress, token=AWAY))
-        elif progress is not None and (progress.token == AWAY or capture.table in begun.arranged.added):
+        elif progress is not None and (progress.token == AWAY or not kept):
             begun.place = begun.place.with_load(stream, dataclasses.replace(progress, token=AWAY))
             begun.captures[stream] = _returned(capture, begun.notes)
         elif progress is not None and _is_broken_comparison(progress, capture):

@@ -63,6 +63,7 @@ class Place:
     `system`, `timeline`: of the server that the slot was made on; `slot`: the slot's name; `start`: its consistent
     point. `columns`: the columns of each table as last seen (name -> type as text), so that a change made meanwhile is
     noticed. `publications`: by name the LSN from which on the log knows it (it is read with the catalog of its time).
+    `published`: how the tables stood in publications; see `publication.Arranged`.
     """
 
     epoch: int
@@ -75,6 +76,7 @@ class Place:
     loads: Mapping[str, Progress] = field(default_factory=dict)
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     publications: Mapping[str, int] = field(default_factory=dict)
+    published: Mapping[str, str] = field(default_factory=dict)
     doubt: int = 0
     """Below this LSN the log may change rows that the streams do not have; see `homes`."""
     lost: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
