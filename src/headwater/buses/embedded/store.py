@@ -24,8 +24,8 @@ Connection = sqlite3.Connection
 FILE = "bus.db"
 DIRECTORY = "segments"
 """Where the files beside it lie: see `files`."""
-PAGE = 16_384
-CHECKPOINT = 64 * 2**20
+PAGE = 8_192
+CHECKPOINT = 16 * 2**20
 """Bytes of write-ahead log at which it is folded back into the file."""
 BUSY_MS = 30_000
 EMPTYING_MS = 100
