@@ -26,6 +26,7 @@ from headwater.model import Changes, TableId
 from headwater.protocols import Capture, Load
 from headwater.sources.log_postgres.begin import AWAY
 from headwater.sources.log_postgres.completion import completed, is_partial
+from headwater.sources.log_postgres.exchange import settled
 from headwater.sources.log_postgres.homes import EVER, Homes, Lost
 from headwater.sources.log_postgres.initial import Initial
 from headwater.sources.log_postgres.live import LiveLoad, load_of
@@ -45,6 +46,7 @@ class Loads:
     """Of one session of a source; used by its thread. `captures`: by stream. `texts`: the option `as_text`.
 
     A stream's loads are carried out one after the other: a backfill that is asked for does not end what is under way.
+    `exchanging`: the streams whose rows may exchange keys within a transaction (`exchange`).
     `broken` takes the streams whose rows cannot be read, each with its reason; the others go on. `stopped`: waits so
     many seconds, and says whether to end.
     """
@@ -58,6 +60,7 @@ class Loads:
         *,
         directory: str,
         texts: Collection[str] = (),
+        exchanging: Collection[str] = (),
         stopped: Callable[[float], bool] | None = None,
         broken: dict[str, SourceError] | None = None,
     ) -> None:
@@ -70,6 +73,7 @@ class Loads:
         self._epoch = epoch
         self._directory = directory
         self._texts = frozenset(texts)
+        self._exchanging = frozenset(exchanging)
         self._catalog: psycopg.Connection | None = None
         self._reread = Rereader(connector, stopped or threading.Event().wait)
         self._live: dict[str, LiveLoad] = {}
@@ -227,14 +231,19 @@ class Loads:
 
     def _passed(self, changes: Changes, place: Place) -> list[Changes]:
         streams = [capture.stream for capture in self._by_table.get(changes.table, ())]
-        if not is_partial(changes.data) and not any(s in self._live or self._lost[s] for s in streams):
+        if not is_partial(changes.data) and not any(self._concerns(stream) for stream in streams):
             return [changes]
         found = {stream: self._changed(self._captures[stream], changes.data, place) for stream in streams}
         if all(data is changes.data for data in found.values()):
             return [changes]
         return [Changes(changes.table, data, stream=stream) for stream, data in found.items() if len(data)]
 
+    def _concerns(self, stream: str) -> bool:
+        return stream in self._live or bool(self._lost[stream]) or stream in self._exchanging
+
     def _changed(self, capture: Capture, data: pa.RecordBatch, place: Place) -> pa.RecordBatch:
+        if capture.stream in self._exchanging:
+            data = settled(data, capture.key)
         if capture.stream in self._live:
             data = self._live[capture.stream].trimmed(data)
         if not capture.key or not len(data):

@@ -17,6 +17,7 @@ from headwater.protocols import Capture
 from headwater.sources.log_postgres import slot
 from headwater.sources.log_postgres.begin import Setting, Stopping, begin, mark, patient
 from headwater.sources.log_postgres.changes import Shaper, TextNeeded, targets_of
+from headwater.sources.log_postgres.exchange import Watch
 from headwater.sources.log_postgres.load import Loads
 from headwater.sources.log_postgres.log import Log
 from headwater.sources.log_postgres.names import MESSAGES
@@ -58,6 +59,12 @@ class Session:
         try:
             self._types = PgTypes.load(begun.sql)
             connector = Connector(setting.url, setting.names.application)
+            tables, captures = begun.arranged.tables, begun.captures
+            self._exchanging = {
+                stream: capture
+                for stream, capture in captures.items()
+                if capture.kind == "fact" and capture.key and tables[capture.table].exchanges(capture.key)
+            }
             self._loads = Loads(
                 connector,
                 begun.captures,
@@ -65,6 +72,7 @@ class Session:
                 begun.place.epoch,
                 directory=setting.directory,
                 texts=setting.options.as_text,
+                exchanging=self._exchanging,
                 stopped=stopping.wait,
                 broken=self.broken,
             )
@@ -158,7 +166,8 @@ class Session:
         try:
             if log.counts(unit, self.place.commit):
                 place = self.place.moved(transaction.end_lsn)
-                changes = log.stored(unit, lambda found: self._loads.passing(found, place))
+                watch = Watch(self._setting.name, self._exchanging.values())
+                changes = log.stored(unit, lambda found: self._loads.passing(watch.seen(found), place))
                 for relation in log.relations(unit):
                     place = self._noticed(relation, place)
                 self._streamed.add(np.array([transaction.xid], np.uint32))
