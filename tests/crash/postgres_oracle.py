@@ -23,7 +23,7 @@ from headwater.mapping.hashing import event_ids
 from headwater.model import Op
 from headwater.sources.log_postgres.position import lsn_of, place_of
 from headwater.verify import Terms, gaps, verify_sink, verify_source
-from tests.crash.postgres_world import CAPTURE, FIELDS, KEYS, World
+from tests.crash.postgres_world import CAPTURE, FIELDS, KEYS, PATIENCE, World
 
 AUDITED = "shop.item"
 
@@ -76,7 +76,7 @@ def _verify_source(assembly: Assembly, stream: str) -> None:
     """At the exported snapshot of a temporary slot, which the pipeline must reach."""
     contract, mapping = assembly.contract(stream), assembly.mapping(stream)
     with closing(assembly.source(CAPTURE)) as source:
-        verify_source(assembly.bus, stream, contract, source, mapping, terms=Terms(wait=60.0)).require_equal()
+        verify_source(assembly.bus, stream, contract, source, mapping, terms=Terms(wait=PATIENCE)).require_equal()
 
 
 def _verify_sink(assembly: Assembly, stream: str) -> None:
