@@ -138,7 +138,7 @@ class Appender:
 
     def _place(self, connection: Connection, step: _Step) -> None:
         """Give the segments that wait their places, from each stream's head on, in the sequence in which they came."""
-        if not step.total:
+        if not step.total and self._limits.max_bytes is not None:
             step.total = _total(connection)
         for stream, item in step.waiting:
             tail = step.tails.get(stream) or _tail(connection, stream)

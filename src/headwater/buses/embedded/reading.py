@@ -89,6 +89,8 @@ class Reader:
             self._gone = row.gone if request.after is None or self._place == 0 else 0
             self._check_kept(connection, row)
         self._end = None if request.follow else row.head
+        self._head = row.head
+        """As it was seen last."""
         self._after = request.after
         self._incarnation = row.incarnation
         self._id = row.id
@@ -102,7 +104,9 @@ class Reader:
                     found = self._fetch(connection)
                 if found:
                     yield from self._handed_on(found)
-                elif self._end is not None or not self._wait(connection, count, version):
+                    if self._place < self._head:
+                        continue
+                if self._end is not None or not self._wait(connection, count, version):
                     return
         finally:
             self._store.give_back(connection)
@@ -131,6 +135,7 @@ class Reader:
                     hint="read it again, from the beginning",
                 )
             self._check_kept(connection, row)
+            self._head = row.head
             end = row.head if self._end is None else self._end
             return fetch(self._store, self._shapes, connection, Span(row, self._place, end, self._request.limit))
 

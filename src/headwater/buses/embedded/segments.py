@@ -219,9 +219,12 @@ def time_range(batch: pa.RecordBatch, now: int) -> tuple[int, int]:
     times = batch.column("_time")
     if times.null_count == len(times):
         return now, now
-    span = pc.min_max(times)
-    low, high = (span[name].cast(pa.int64()).as_py() for name in ("min", "max"))
-    return (min(low, now), max(high, now)) if times.null_count else (low, high)
+    counts = times.view(pa.int64())
+    if not times.null_count:
+        values = counts.to_numpy()
+        return int(values.min()), int(values.max())
+    span = pc.min_max(counts)
+    return min(span["min"].as_py(), now), max(span["max"].as_py(), now)
 
 
 def event_times(decoded: Decoded, appended: int) -> pa.Array:
