@@ -82,6 +82,14 @@ NAMELESS = "were its updates and deletes published, they would fail in the appli
         ),
         (
             [
+                "CREATE TABLE t (id int, name text) PARTITION BY LIST (name)",
+                "CREATE TABLE t1 PARTITION OF t (PRIMARY KEY (id)) FOR VALUES IN ('a')",
+            ],
+            "a partition that is made later would have none",
+            "pattern: trigger",
+        ),
+        (
+            [
                 "CREATE TABLE t (id int PRIMARY KEY, name text NOT NULL UNIQUE)",
                 "ALTER TABLE t REPLICA IDENTITY USING INDEX t_name_key",
             ],
@@ -310,3 +318,19 @@ def test_f26_a_second_publication_waits_for_those_who_wrote_before_there_was_one
     assert letters(world.taken[1:]) == [("c", {"id": 1}), ("r", {"n": 1}), ("r", {"n": 2}), ("c", {"n": 3})]
     assert world.catch_up() == []
     assert {note.stream for note in world.notes if note.kind == "gap"} == {"s.later"}
+
+
+def test_f85_a_partition_made_later_can_be_updated(database: str) -> None:
+    """It inherits a primary key, and no REPLICA IDENTITY FULL."""
+    world = World(database, captured("t", "id name", "", kind="event"))
+    world.sql(
+        "CREATE TABLE t (id int, name text) PARTITION BY RANGE (id)",
+        "CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (10)",
+        "ALTER TABLE t REPLICA IDENTITY FULL",
+        "ALTER TABLE t1 REPLICA IDENTITY FULL",
+    )
+    world.catch_up()
+    world.sql("CREATE TABLE t2 PARTITION OF t FOR VALUES FROM (10) TO (20)", "INSERT INTO t VALUES (11, 'a')")
+    world.sql("UPDATE t SET name = 'b'", "DELETE FROM t")
+    assert letters(world.catch_up()) == [("c", {"id": 11, "name": "a"})]
+    assert _published(world, NAMES.inserts) == ["public.t"]
