@@ -130,7 +130,8 @@ def fetched(cursor: dbapi.Cursor) -> Iterator[pa.RecordBatch]:
     """What a statement that was executed gives. `fetch_record_batch` hands out a reader beneath this one, whose errors
     are texts alone, in the server's language; this one looks up their SQLSTATE.
     """
-    yield from cursor._results.reader
+    if (results := cursor._results) is not None:
+        yield from results.reader
 
 
 def adbc_errors() -> tuple[type[Exception], ...]:
