@@ -20,6 +20,7 @@ from headwater.sources.log_postgres.begin import Setting, Stopping, begin, fence
 from headwater.sources.log_postgres.changes import Shaper, TextNeeded, targets_of
 from headwater.sources.log_postgres.load import Loads
 from headwater.sources.log_postgres.log import Log
+from headwater.sources.log_postgres.making import Making
 from headwater.sources.log_postgres.names import MESSAGES
 from headwater.sources.log_postgres.position import DONE, NOT_YET, Place, lsn_of, place_of
 from headwater.sources.log_postgres.rows import Connector
@@ -97,6 +98,7 @@ class Session:
         """The first makes durable that there is a slot and what begins; what is not, is done anew (F20)."""
         yield self._batch((), self.place)
         failpoint("log.begun")
+        Making(self._setting.directory, self.place.system, self._begun.sql.info.dbname, self.place.slot).end()
         if self._begun.snapshot is not None:
             for changes, place, notes in self._loads.initial(self.place, self._begun.snapshot):
                 yield self._batch(changes, place, notes)
