@@ -1,7 +1,7 @@
 """Whether a slot that the bus knows nothing of is ours: a file says that one is being made.
 
-Between the slot and the first append a process may die; then the slot is worth nothing and is made anew (F20). A slot of
-the same name without that file is of somebody whose bus is elsewhere, and who will come back for it (F84).
+Between the slot and the first append a process may die; then the slot is worth nothing and is made anew (F20). A slot
+of the same name without that file is of somebody whose bus is elsewhere, and who will come back for it (F84).
 """
 
 from __future__ import annotations
