@@ -53,8 +53,18 @@ def connect(url: str, *, application: str, replication: bool = False, connect_ti
         connection: psycopg.Connection = library.connect(url, autocommit=True, prepare_threshold=None, **settings)
         connection.pgconn.exec_(PRINTING.encode())
     except (library.Error, UnicodeError) as error:  # psycopg resolves hosts itself; not every text can be one
-        raise translated(error, url) from error
+        known = translated(error, url)
+        if replication and UNREPLICATING in known.message:
+            raise SourceError(
+                f"a pooler stands before the server and cannot replicate: {known.message}",
+                hint="give the server's own address for this source",
+            ) from error
+        raise known from error
     return connection
+
+
+UNREPLICATING = "unsupported startup parameter"
+"""What PgBouncer before 1.23 says when it is asked to replicate."""
 
 
 def connect_adbc(url: str, *, application: str) -> dbapi.Connection:

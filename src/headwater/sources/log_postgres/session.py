@@ -18,12 +18,14 @@ from headwater.protocols import Capture
 from headwater.sources.log_postgres import slot
 from headwater.sources.log_postgres.begin import Setting, Stopping, begin, fence, mark, passed, patient
 from headwater.sources.log_postgres.changes import Shaper, TextNeeded, targets_of
+from headwater.sources.log_postgres.exchange import Watch
 from headwater.sources.log_postgres.load import Loads
 from headwater.sources.log_postgres.log import Log
 from headwater.sources.log_postgres.making import Making
 from headwater.sources.log_postgres.names import MESSAGES
-from headwater.sources.log_postgres.position import DONE, NOT_YET, Place, lsn_of, place_of
+from headwater.sources.log_postgres.position import DONE, NOT_YET, Late, Place, lsn_of, place_of
 from headwater.sources.log_postgres.rows import Connector
+from headwater.sources.log_postgres.spool import SpooledChanges
 from headwater.sources.log_postgres.streamed import Streamed
 from headwater.sources.log_postgres.units import Stored, Whole
 from headwater.wire.pgoutput import Relation
@@ -59,12 +61,20 @@ class Session:
         try:
             self._types = PgTypes.load(begun.sql)
             connector = Connector(setting.url, setting.names.application)
+            tables, captures = begun.arranged.tables, begun.captures
+            self._exchanging = {
+                stream: capture
+                for stream, capture in captures.items()
+                if capture.kind == "fact" and capture.key and tables[capture.table].exchanges(capture.key)
+            }
             self._loads = Loads(
                 connector,
                 begun.captures,
                 self._types,
                 begun.place.epoch,
+                directory=setting.directory,
                 texts=setting.options.as_text,
+                exchanging=self._exchanging,
                 stopped=stopping.wait,
                 broken=self.broken,
             )
@@ -159,13 +169,15 @@ class Session:
         try:
             if log.counts(unit, self.place.commit):
                 place = self.place.moved(transaction.end_lsn)
-                changes = log.stored(unit, lambda found: self._loads.passing(found, place))
+                watch = Watch(self._setting.name, self._exchanging.values())
+                changes = log.stored(unit, lambda found: self._loads.passing(watch.seen(found), place))
                 for relation in log.relations(unit):
                     place = self._noticed(relation, place)
                 self._streamed.add(np.array([transaction.xid], np.uint32))
-                yield self._batch(changes, self._loads.doubtful(place), nbytes=unit.spool.nbytes)
+                behind = _Behind(changes, place, self._loads)
+                yield self._batch(changes, place, nbytes=unit.spool.nbytes, position=Late(behind))
                 self._loads.behind(place.lsn)
-                self.place = self._loads.told(place)
+                self.place = behind()
         finally:
             unit.spool.close()
         log.learn(unit)
@@ -291,18 +303,39 @@ class Session:
         )
 
     def _batch(
-        self, changes: Sequence[Changes] | StoredChanges, place: Place, notes: Sequence[Note] = (), nbytes: int = 0
+        self,
+        changes: Sequence[Changes] | StoredChanges,
+        place: Place,
+        notes: Sequence[Note] = (),
+        *,
+        nbytes: int = 0,
+        position: Position | None = None,
     ) -> Batch:
         if isinstance(changes, Sequence):
             changes = tuple(changes)
             nbytes = nbytes or sum(part.data.nbytes for part in changes)
         given, self._notes = (*self._notes, *notes), []
-        position = place.position()
+        position = position or place.position()
         if place.lsn > self.place.lsn:
             self._moved = self._advanced = time.monotonic()
         self.place = place
         self._given = position, place
         return Batch(changes, position, nbytes, given)
+
+
+class _Behind:
+    """The place behind a stored transaction: rows are in doubt until its changes have been read to their end."""
+
+    def __init__(self, changes: SpooledChanges, place: Place, loads: Loads) -> None:
+        self._changes = changes
+        self._place = place
+        self._loads = loads
+        self._told: Place | None = None
+
+    def __call__(self) -> Place:
+        if self._told is None and self._changes.complete:
+            self._told = self._loads.told(self._place)
+        return self._told or self._loads.doubtful(self._place)
 
 
 def _difference(known: Mapping[str, str], now: Mapping[str, str]) -> str:

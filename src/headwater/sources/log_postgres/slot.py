@@ -31,7 +31,7 @@ PATIENCE = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What `IDENTIFY_SYSTEM` says. `version`: as `server_version_num`; `end`: of its log on disk."""
+    """What `IDENTIFY_SYSTEM` says. `version`: as in `server_version_num`; `end`: of its log on disk."""
 
     system: str
     timeline: int

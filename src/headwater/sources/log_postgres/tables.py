@@ -5,7 +5,7 @@ A change of a partition is published as one of its root, but what the log holds 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,8 @@ class Described:
     above: frozenset[TableId] = frozenset()
     columns: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     generated: frozenset[str] = frozenset()
+    unique: tuple[frozenset[str], ...] = ()
+    """The columns of each unique index that holds at any time, not only at the commit."""
 
     @property
     def stored(self) -> tuple[Leaf, ...]:
@@ -70,6 +72,12 @@ class Described:
         """Whether what holds of the partitions will hold of those that are made later."""
         return self.keyed or self.leaf.kind != "p"
 
+    def exchanges(self, key: Collection[str]) -> bool:
+        """Whether two rows may have the same key for a while, and the log tells them apart."""
+        return not any(columns <= set(key) for columns in self.unique) and all(
+            leaf.identity == "f" for leaf in self.stored
+        )
+
     @property
     def identifying(self) -> frozenset[str]:
         """The columns that the old row of every update of the key and of every delete carries."""
@@ -83,7 +91,7 @@ class Described:
 
 _TABLES = """
 SELECT n.nspname::text, c.relname::text, c.oid::bigint, c.relkind::text, c.relpersistence::text, c.relreplident::text,
-       {identity}, pg_catalog.pg_has_role(c.relowner, 'USAGE'),
+       {identity}, pg_catalog.pg_has_role(c.relowner, 'USAGE'), {unique},
        EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate),
        ARRAY(SELECT ARRAY[an.nspname::text, a.relname::text] FROM pg_catalog.pg_partition_ancestors(c.oid) p
              JOIN pg_catalog.pg_class a ON a.oid = p.relid JOIN pg_catalog.pg_namespace an ON an.oid = a.relnamespace
@@ -105,6 +113,14 @@ ARRAY(SELECT a.attname::text FROM pg_catalog.pg_index i
       WHERE i.indrelid = c.oid AND i.indimmediate AND i.indisvalid
         AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END)
 """
+_UNIQUE = """
+ARRAY(SELECT pg_catalog.array_to_json(ARRAY(
+          SELECT a.attname::text FROM pg_catalog.pg_attribute a
+          WHERE a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])))
+      FROM pg_catalog.pg_index i
+      WHERE i.indrelid = c.oid AND i.indisunique AND i.indimmediate AND i.indisvalid
+        AND i.indpred IS NULL AND i.indexprs IS NULL)
+"""
 _COLUMNS = """
 SELECT attrelid::bigint, attname::text, atttypid::bigint, atttypmod, attgenerated <> ''
 FROM pg_catalog.pg_attribute WHERE attrelid = ANY (%s::oid[]) AND attnum > 0 AND NOT attisdropped ORDER BY 1, attnum
@@ -116,7 +132,7 @@ def describe(connection: psycopg.Connection, wanted: Iterable[TableId]) -> dict[
     names = sorted(set(wanted))
     rows = execute(
         connection,
-        _TABLES.format(identity=_IDENTITY),
+        _TABLES.format(identity=_IDENTITY, unique=_UNIQUE),
         [[table.schema for table in names], [table.name for table in names]],
     )
     oids = [row[2] for row in rows]
@@ -126,7 +142,7 @@ def describe(connection: psycopg.Connection, wanted: Iterable[TableId]) -> dict[
 
 
 def _described(row: tuple[Any, ...], leaves: dict[int, list[Any]], columns: dict[int, list[Any]]) -> Described:
-    schema, name, oid, kind, persistence, identity, of_index, owned, keyed, above = row
+    schema, name, oid, kind, persistence, identity, of_index, owned, unique, keyed, above = row
     found = columns.get(oid, [])
     return Described(
         id=TableId(schema, name),
@@ -138,6 +154,7 @@ def _described(row: tuple[Any, ...], leaves: dict[int, list[Any]], columns: dict
         above=frozenset(TableId(*one) for one in above),
         columns={column: (type_oid, typmod) for column, type_oid, typmod, _ in found},
         generated=frozenset(column for column, _, _, generated in found if generated),
+        unique=tuple(frozenset(columns) for columns in unique),
     )
 
 
