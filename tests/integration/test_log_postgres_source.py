@@ -228,3 +228,24 @@ def test_f03_a_publication_that_gets_another_table_is_not_a_gap(world: World) ->
         world.catch_up()
     assert world.taken == []
     assert "gap" not in {note.kind for note in world.notes}
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_f03_the_only_stream_that_could_not_be_captured_for_a_while_is_compared(world: World, follow: bool) -> None:
+    """That it is away is on the bus before anything else."""
+    world.sql("DELETE FROM t WHERE id > 10")
+    world.catch_up()
+    world.sql("ALTER TABLE t DROP CONSTRAINT t_pkey")
+    if follow:
+        with world.following() as following:
+            following.next()
+            assert list(following.source.broken) == ["s.t"]
+    else:
+        with pytest.raises(SourceError, match="stream s.t"):
+            world.catch_up()
+    world.sql("UPDATE t SET name = 'unseen' WHERE id = 1", "DELETE FROM t WHERE id = 2")
+    world.sql("ALTER TABLE t ADD PRIMARY KEY (id)")
+    world.taken.clear()
+    world.catch_up()
+    assert _folded(world.taken) == _table(world), "all rows were read"
+    assert [note.stream for note in world.notes if note.kind == "gap"] == ["s.t"]

@@ -22,6 +22,9 @@ State = Literal["pages", "keys", "reading", "done"]
 
 DONE: State = "done"
 
+NOT_YET = 2**63 - 1
+"""Above every LSN: of a publication that transactions still running, which began before it was made, do not know."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -62,7 +65,8 @@ class Place:
 
     `system`, `timeline`: of the server that the slot was made on; `slot`: the slot's name; `start`: its consistent
     point. `columns`: the columns of each table as last seen (name -> type as text), so that a change made meanwhile is
-    noticed. `publications`: by name the LSN from which on the log knows it (it is read with the catalog of its time).
+    noticed. `publications`: by name the LSN from which on the log knows it (it is read with the catalog of its time),
+    or `NOT_YET`.
     `published`: how the tables stood in publications; see `publication.Arranged`.
     """
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from headwater.dialects.postgres_select import Selection
 from headwater.dialects.postgres_types import PgTypes
-from headwater.drivers.postgres import adbc_errors, connect, connect_adbc, execute, translated
+from headwater.drivers.postgres import adbc_errors, connect, connect_adbc, execute, fetched, translated
 from headwater.errors import SourceError
 from headwater.model import Op, TableId, changes_schema
 from headwater.sources.log_postgres.tables import describe
@@ -153,7 +153,7 @@ def batches_of(connection: dbapi.Connection, sql: str) -> Iterator[pa.RecordBatc
     try:
         with connection.cursor() as cursor:
             cursor.execute(sql)
-            yield from cursor.fetch_record_batch()
+            yield from fetched(cursor)
     except failures as error:
         raise translated(error, "") from error
 

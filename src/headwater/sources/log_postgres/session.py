@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +16,14 @@ from headwater.faults import failpoint
 from headwater.model import Batch, Changes, Note, Position, StoredChanges
 from headwater.protocols import Capture
 from headwater.sources.log_postgres import slot
-from headwater.sources.log_postgres.begin import Setting, Stopping, begin, mark, patient
+from headwater.sources.log_postgres.begin import Setting, Stopping, begin, fence, mark, passed, patient
 from headwater.sources.log_postgres.changes import Shaper, TextNeeded, targets_of
 from headwater.sources.log_postgres.exchange import Watch
 from headwater.sources.log_postgres.load import Loads
 from headwater.sources.log_postgres.log import Log
+from headwater.sources.log_postgres.making import Making
 from headwater.sources.log_postgres.names import MESSAGES
-from headwater.sources.log_postgres.position import DONE, Late, Place, lsn_of, place_of
+from headwater.sources.log_postgres.position import DONE, NOT_YET, Late, Place, lsn_of, place_of
 from headwater.sources.log_postgres.rows import Connector
 from headwater.sources.log_postgres.spool import SpooledChanges
 from headwater.sources.log_postgres.streamed import Streamed
@@ -106,6 +108,7 @@ class Session:
         """The first makes durable that there is a slot and what begins; what is not, is done anew (F20)."""
         yield self._batch((), self.place)
         failpoint("log.begun")
+        Making(self._setting.directory, self.place.system, self._begun.sql.info.dbname, self.place.slot).end()
         if self._begun.snapshot is not None:
             for changes, place, notes in self._loads.initial(self.place, self._begun.snapshot):
                 yield self._batch(changes, place, notes)
@@ -128,10 +131,10 @@ class Session:
         self._shaper = Shaper(self._tables, self._types, self.place.epoch, binary=binary)
         since = self.place.publications
         publications = tuple(name for name in since if since[name] <= self.place.lsn)
-        later = self._later = min((lsn for lsn in since.values() if lsn > self.place.lsn), default=None)
+        self._later = min((lsn for lsn in since.values() if self.place.lsn < lsn < NOT_YET), default=None)
         log = self._log = Log(self._begun.replication, self._setting, self.place, publications, self._shaper)
         self._fence = self._fence_now()
-        while not self._stopping and not self._at_target() and (later is None or self.place.lsn < later):
+        while not self._stopping and not self._at_target() and (self._later is None or self.place.lsn < self._later):
             unit = log.next(self._patience())
             if isinstance(unit, Whole):
                 yield from self._whole(log, unit)
@@ -215,7 +218,7 @@ class Session:
         """How long the log is waited for."""
         if self._in_haste:
             return TICK
-        if self._loading:
+        if self._loading or self._unread:
             return 0.0 if self._behind_fence() else TICK
         return min(QUIET, self._setting.options.idle_advance or QUIET)
 
@@ -256,8 +259,18 @@ class Session:
         streams = [stream for stream in self._begun.captures if stream not in self.broken]
         return any(stream in loads and loads[stream].state != DONE for stream in streams)
 
+    @property
+    def _unread(self) -> bool:
+        """Whether a publication waits for those who do not know it."""
+        return NOT_YET in self.place.publications.values()
+
     def _load(self) -> Iterator[Batch]:
-        if not self._loading or self._later is not None or not self._behind_fence():
+        if not (self._loading or self._unread) or self._later is not None or not self._behind_fence():
+            return
+        if self._unread:
+            self._later = since = mark(self._begun.sql)
+            publications = {name: min(lsn, since) for name, lsn in self.place.publications.items()}
+            self.place = dataclasses.replace(self.place, publications=publications)
             return
         stepped = self._loads.step(self.place, self._streamed)
         if stepped is not None:
@@ -268,19 +281,14 @@ class Session:
     def _fence_now(self) -> int:
         """A transaction that wrote before its table was published may end after: its rows come with none of the
         changes. So nothing is read beside the log before the log is read by every publication, and all transactions
-        have ended that ran then. (An id of our own is above theirs; `pg_snapshot_xmax` may be not.)
+        have ended that ran then. Nor is it read by a publication that some of them may not know.
         """
-        if not self._loading or self._begun.snapshot is not None or self._later is not None:
-            return 0
-        ((xid,),) = execute(self._begun.sql, "SELECT pg_catalog.pg_current_xact_id()::text")
-        return int(xid) + 1
+        waits = self._unread or (self._loading and self._begun.snapshot is None)
+        return fence(self._begun.sql) if waits and self._later is None else 0
 
     def _behind_fence(self) -> bool:
-        if self._fence:
-            ((xmin,),) = execute(
-                self._begun.sql, "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text"
-            )
-            self._fence = 0 if int(xmin) >= self._fence else self._fence
+        if self._fence and passed(self._begun.sql, self._fence):
+            self._fence = 0
         return not self._fence
 
     def _binary_fits(self) -> bool:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from headwater.dialects.postgres_options import Options
 from headwater.drivers.postgres import literal, quoted, translated
 from headwater.drivers.postgres_receiver import Receiver
-from headwater.errors import GapError, HeadwaterError, NotConnected
+from headwater.errors import GapError, HeadwaterError, NotConnected, SourceError
 from headwater.sources.log_postgres.begin import Setting
 from headwater.sources.log_postgres.position import Place, lsn_text
 from headwater.sources.log_postgres.slot import ask, result_of
@@ -45,8 +45,14 @@ PAUSE_SECONDS = 0.05
 SILENCE_SECONDS = 60.0
 """After half of it the server is asked for an answer; after all of it the connection is taken for dead (F11)."""
 
-UNDEFINED = b"42704"
-"""The SQLSTATE of an object that does not exist."""
+UNDEFINED = "42704"
+"""The SQLSTATE of an object that does not exist: while the log is decoded, only publications are looked up by name."""
+
+ENCODING = ("22021", "22P05")
+"""SQLSTATEs of a text that is none in the encoding it is sent in."""
+
+LASTING = ("0A", "22", "42", "54", "XX")
+"""SQLSTATEs (their beginnings) of what the server would say again at the same place of the log."""
 
 PASSES_OVER = 180000
 """The first server that goes on without a publication that is not there, and only warns (`LoadPublications`)."""
@@ -257,17 +263,24 @@ class Bell:
 def _ended(connection: psycopg.Connection, publications: str, capture: str) -> HeadwaterError:
     """A server that has ended the stream is asked again: if it has nothing for us any more, the next start says so.
 
-    But it decodes the log with the catalog of its time, and will stumble each time where a publication was not there.
+    But it decodes the log with the catalog of its time, and will stumble each time where a publication was not there,
+    or over a value that it cannot send. What it was is told by its SQLSTATE: the words are in the server's language.
     """
     from psycopg.pq import DiagnosticField
 
     result = connection.pgconn.get_result()
-    state = result.error_field(DiagnosticField.SQLSTATE) if result is not None else None
+    state = ((result.error_field(DiagnosticField.SQLSTATE) if result is not None else None) or b"").decode()
     why = (result.error_message if result is not None else connection.pgconn.error_message) or b""
     text = why.decode(errors="replace").strip() or "no reason given"
-    if state == UNDEFINED and b"publication" in why:
+    if state == UNDEFINED:
         return _absent(publications, capture, text)
-    return NotConnected(f"the server has ended the replication: {text}")
+    if not state.startswith(LASTING):
+        return NotConnected(f"the server has ended the replication: {text}")
+    repair = f"`headwater repair {capture}` makes a new slot behind it and compares every table with its stream"
+    cause = "mend what it names"
+    if state in ENCODING:
+        cause = "the database's encoding is one that promises nothing (SQL_ASCII): mend the value in its table"
+    return SourceError(f"the server cannot send its log (SQLSTATE {state}): {text}", hint=f"{cause}; then {repair}")
 
 
 def _absent(publications: str, capture: str, text: str) -> GapError:
@@ -285,7 +298,7 @@ def _listen(
 
     def take(notice: Diagnostic) -> None:
         text = notice.message_primary or ""
-        if notice.sqlstate == ABSENT and any(f'"{name}"' in text for name in publications):
+        if notice.sqlstate == ABSENT and any(name in text for name in publications):
             warnings.append(text)
 
     if connection.info.server_version >= PASSES_OVER:

@@ -41,13 +41,18 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """`columns`: name -> (type's oid, typmod). `owned`: whether we may publish it. `above`: what it is a part of."""
+    """`columns`: name -> (type's oid, typmod). `owned`: whether we may publish it. `above`: what it is a part of.
+
+    `keyed`: whether it has a primary key that is checked at once. A partition that is made later inherits that from a
+    partitioned table, and nothing else that says which row was meant.
+    """
 
     id: TableId
     oid: int
     leaf: Leaf
     leaves: tuple[Leaf, ...]
     owned: bool
+    keyed: bool = False
     above: frozenset[TableId] = frozenset()
     columns: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     generated: frozenset[str] = frozenset()
@@ -60,7 +65,12 @@ class Described:
 
     @property
     def told(self) -> bool:
-        return all(leaf.told for leaf in self.stored)
+        return self.lasts and all(leaf.told for leaf in self.stored)
+
+    @property
+    def lasts(self) -> bool:
+        """Whether what holds of the partitions will hold of those that are made later."""
+        return self.keyed or self.leaf.kind != "p"
 
     def exchanges(self, key: Collection[str]) -> bool:
         """Whether two rows may have the same key for a while, and the log tells them apart."""
@@ -82,6 +92,7 @@ class Described:
 _TABLES = """
 SELECT n.nspname::text, c.relname::text, c.oid::bigint, c.relkind::text, c.relpersistence::text, c.relreplident::text,
        {identity}, pg_catalog.pg_has_role(c.relowner, 'USAGE'), {unique},
+       EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate),
        ARRAY(SELECT ARRAY[an.nspname::text, a.relname::text] FROM pg_catalog.pg_partition_ancestors(c.oid) p
              JOIN pg_catalog.pg_class a ON a.oid = p.relid JOIN pg_catalog.pg_namespace an ON an.oid = a.relnamespace
              WHERE a.oid <> c.oid)
@@ -131,7 +142,7 @@ def describe(connection: psycopg.Connection, wanted: Iterable[TableId]) -> dict[
 
 
 def _described(row: tuple[Any, ...], leaves: dict[int, list[Any]], columns: dict[int, list[Any]]) -> Described:
-    schema, name, oid, kind, persistence, identity, of_index, owned, unique, above = row
+    schema, name, oid, kind, persistence, identity, of_index, owned, unique, keyed, above = row
     found = columns.get(oid, [])
     return Described(
         id=TableId(schema, name),
@@ -139,6 +150,7 @@ def _described(row: tuple[Any, ...], leaves: dict[int, list[Any]], columns: dict
         leaf=Leaf(f"{schema}.{name}", kind, persistence, identity, tuple(of_index)),
         leaves=tuple(_leaf(found) for found in leaves.get(oid, [])),
         owned=owned,
+        keyed=keyed,
         above=frozenset(TableId(*one) for one in above),
         columns={column: (type_oid, typmod) for column, type_oid, typmod, _ in found},
         generated=frozenset(column for column, _, _, generated in found if generated),
@@ -211,6 +223,8 @@ def _untold(capture: Capture, described: Described) -> SourceError | None:
     mute = next((leaf for leaf in described.stored if not leaf.told), None)
     if mute is not None:
         return None if capture.kind == "event" else _nameless(described, mute)
+    if not described.lasts:
+        return None if capture.kind == "event" else _heirless(described)
     if described.leaf.identity == "f" and (other := [leaf for leaf in described.stored if leaf.identity != "f"]):
         return SourceError(
             f"table {described.id} has REPLICA IDENTITY FULL and its partition {other[0].name} has not: "
@@ -225,6 +239,15 @@ def _untold(capture: Capture, described: Described) -> SourceError | None:
             hint=f"ALTER TABLE {described.sql} REPLICA IDENTITY FULL;",
         )
     return None
+
+
+def _heirless(described: Described) -> SourceError:
+    return SourceError(
+        f"table {described.id} is partitioned and has no primary key: a partition that is made later would have none, "
+        "and its updates and deletes, if published, would fail in the application",
+        hint=f"ALTER TABLE {described.sql} ADD PRIMARY KEY (...); or capture it with `pattern: trigger`; "
+        "or declare the stream `kind: event`: then inserts alone are captured",
+    )
 
 
 def _nameless(described: Described, leaf: Leaf) -> SourceError:
