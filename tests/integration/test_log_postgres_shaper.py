@@ -10,7 +10,8 @@ import pytest
 from headwater.dialects.postgres_types import PgTypes
 from headwater.drivers.postgres import connect
 from headwater.model import TableId
-from headwater.sources.log_postgres.changes import Shaper, Target
+from headwater.sources.log_postgres.changes import Shaper
+from headwater.sources.log_postgres.targets import Target
 from headwater.wire.pgoutput import Decoder
 from tests import pgoutput_messages as m
 

@@ -139,6 +139,11 @@ class PgTypes:
     def load(cls, connection: psycopg.Connection) -> PgTypes:
         return cls(PgType(*row) for row in execute(connection, _LOAD))
 
+    def learn(self, connection: psycopg.Connection) -> None:
+        """Load them again, for everybody who looks here."""
+        self._types = PgTypes.load(connection)._types
+        self._kinds.clear()
+
     def knows(self, oid: int) -> bool:
         return oid in self._types
 

@@ -22,6 +22,7 @@ from headwater.sources.log_postgres.making import Making
 from headwater.sources.log_postgres.names import MESSAGES, Names
 from headwater.sources.log_postgres.position import NOT_YET, Place, Progress, lsn_of, lsn_text, place_of
 from headwater.sources.log_postgres.publication import Arranged
+from headwater.sources.log_postgres.watch import Watch
 
 if TYPE_CHECKING:
     import psycopg
@@ -81,6 +82,7 @@ class Begun:
     captures: dict[str, Capture]
     place: Place
     snapshot: str | None
+    watch: Watch
     notes: list[Note] = field(default_factory=list)
 
     def close(self) -> None:
@@ -134,8 +136,11 @@ def _begun(
     if known is not None:
         slot.check(found, known, server, setting.name, sql.info.dbname)
         _check_publications(sql, known, setting.name)
+    watch = Watch(sql, setting.names, captures)
+    untold = watch.begin({} if known is None else known.seen)
     arranged = publication.arrange(sql, setting.names, captures.values())
     failpoint("log.arranged")
+    watch.arranged()
     if known is None and captures and len(arranged.broken) == len(captures):
         raise next(iter(arranged.broken.values()))
     if known is not None:
@@ -143,8 +148,8 @@ def _begun(
     else:
         place, snapshot = _new_slot(sql, replication, setting, found, server, max(1, epoch), stopping)
         place = dataclasses.replace(place, publications=dict.fromkeys(arranged.publications, 0))
-    begun = Begun(sql, replication, server.version, arranged, {}, place, snapshot)
-    _settle(begun, captures)
+    begun = Begun(sql, replication, server.version, arranged, {}, place, snapshot, watch)
+    _settle(begun, captures, untold)
     begun.place = dataclasses.replace(begun.place, published=arranged.published)
     for name in (name for name, since in begun.place.publications.items() if since == NOT_YET):
         begun.notes += _waiting(begun.captures.values(), arranged, told=name == setting.names.publication)
@@ -269,12 +274,14 @@ def _new_slot(
     return place, made.snapshot
 
 
-def _settle(begun: Begun, captures: Mapping[str, Capture]) -> None:
+def _settle(begun: Begun, captures: Mapping[str, Capture], untold: list[Note]) -> None:
     """Streams that cannot be captured now are marked; those that can be again are compared with their rows.
 
-    So are those whose publication was altered since the position was stored, be it by us just before we died.
+    So are those whose publication, or table, was altered since the position was stored in a way that the log does not
+    tell of, be it by us just before we died.
     """
     arranged, before = begun.arranged, begun.place.published
+    why = {note.stream: note for note in untold}
     for stream, capture in captures.items():
         progress = begun.place.loads.get(stream)
         table = str(capture.table)
@@ -282,9 +289,9 @@ def _settle(begun: Begun, captures: Mapping[str, Capture]) -> None:
         if stream in arranged.broken:
             if progress is not None:
                 begun.place = begun.place.with_load(stream, dataclasses.replace(progress, token=AWAY))
-        elif progress is not None and (progress.token == AWAY or not kept):
+        elif progress is not None and (progress.token == AWAY or stream in why or not kept):
             begun.place = begun.place.with_load(stream, dataclasses.replace(progress, token=AWAY))
-            begun.captures[stream] = _returned(capture, begun.notes)
+            begun.captures[stream] = _returned(capture, begun.notes, why.get(stream))
         elif progress is not None and _is_broken_comparison(progress, capture):
             begun.captures[stream] = _compared(capture, progress.token)
         else:
@@ -302,10 +309,11 @@ def _loads(capture: Capture) -> tuple[Load, ...]:
     return *capture.load.earlier, capture.load
 
 
-def _returned(capture: Capture, notes: list[Note]) -> Capture:
+def _returned(capture: Capture, notes: list[Note], why: Note | None) -> Capture:
     text = f"table {capture.table} could not be captured for a while; what happened then was not seen one by one"
+    kind, text = ("gap", text) if why is None else (why.kind, why.text)
     what = "the rows are compared" if capture.key else "rows without a key cannot be compared"
-    notes.append(Note(capture.stream, "gap", f"{text}, {what}"))
+    notes.append(Note(capture.stream, kind, f"{text}, {what}"))
     if not capture.key:
         return dataclasses.replace(capture, load=Load(capture.load.token, skip=True))
     return _compared(capture, capture.load.token)

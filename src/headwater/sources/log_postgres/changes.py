@@ -7,7 +7,7 @@ captured are found by name, never by place; what type they have is the log's wor
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -16,47 +16,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headwater.dialects.marks import Marks, invalid_column
-from headwater.dialects.postgres_options import texts_of
 from headwater.dialects.postgres_types import PRINTED, Kind, PgTypes
 from headwater.dialects.postgres_values import from_text, from_wire
 from headwater.errors import HeadwaterError
-from headwater.model import TIMESTAMP, UNCHANGED, Changes, Op, TableId, changes_schema
-from headwater.protocols import Capture
-from headwater.sources.log_postgres.tables import Described
+from headwater.model import TIMESTAMP, UNCHANGED, Changes, Op, changes_schema
+from headwater.sources.log_postgres.identities import Identities
+from headwater.sources.log_postgres.targets import Target
 from headwater.wire.pgoutput import Relation, Segment, TableRows, Transactions, WireColumn
 
 
 class TextNeeded(HeadwaterError):
     """A captured column has a type that binary does not carry: the session must be one of text. Never leaves us."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Target:
-    """One captured table: the columns that any of its streams reads, and those whose old values tell a row."""
-
-    id: TableId
-    columns: tuple[str, ...]
-    identifying: frozenset[str]
-    as_text: frozenset[str] = frozenset()
-
-
-def targets_of(
-    captures: Iterable[Capture], tables: Mapping[TableId, Described], as_text: Iterable[str]
-) -> dict[int, Target]:
-    """By the tables' oids, which outlive a renaming. `captures`: those that can be captured."""
-    chosen = frozenset(as_text)
-    found: dict[int, Target] = {}
-    for capture in captures:
-        described = tables[capture.table]
-        known = found.get(described.oid, Target(capture.table, (), frozenset()))
-        names = {*known.columns, *capture.columns}
-        found[described.oid] = Target(
-            capture.table,
-            tuple(name for name in described.columns if name in names),
-            known.identifying | frozenset(capture.identifying or capture.key),
-            texts_of(capture.table, described.columns, chosen) & names,
-        )
-    return found
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -70,20 +40,36 @@ class _Seen:
 
 
 class Shaper:
-    """Makes `Changes` for the captured tables. `binary`: how the session's values travel."""
+    """Makes `Changes` for the captured tables. `binary`: how the session's values travel. `identities` hears of every
+    table that the log describes, and says whose changes are left out. `learn`: load the types again.
+    """
 
-    def __init__(self, targets: Mapping[int, Target], types: PgTypes, epoch: int, *, binary: bool) -> None:
+    def __init__(
+        self,
+        targets: Mapping[int, Target],
+        types: PgTypes,
+        epoch: int,
+        *,
+        binary: bool,
+        identities: Identities | None = None,
+        learn: Callable[[], None] | None = None,
+    ) -> None:
         self._targets = targets
         self._types = types
         self._epoch = epoch
+        self._identities = identities or Identities(targets)
+        self._learn = learn
+        self._asked: set[int] = set()
         self._convert = from_wire if binary else from_text
         self._seen: dict[int, _Seen] = {}
         self.binary = binary
 
     def wanted(self, relation: Relation) -> list[tuple[int, str]] | None:
         """For the decoder: which columns, and how they travel. Raises `TextNeeded`."""
+        self._identities.heard(relation)
         if relation.oid not in self._targets:
             return None
+        self._know_types(relation)
         found = []
         for ordinal, kind in self._kinds(relation):
             if self.binary and not kind.wire:
@@ -92,6 +78,13 @@ class Shaper:
                 )
             found.append((ordinal, kind.wire if self.binary else ""))
         return found
+
+    def _know_types(self, relation: Relation) -> None:
+        """A type that was made since is loaded, once: one that is gone again stays unknown, and is printed."""
+        new = {column.oid for column in relation.columns if not self._types.knows(column.oid)} - self._asked
+        if new and self._learn is not None:
+            self._asked |= new
+            self._learn()
 
     def types_of(self, relation: Relation) -> dict[str, str]:
         """Every column with its type in words, as it is stored with the position (F52)."""
@@ -119,7 +112,7 @@ class Shaper:
         everything = bool(keep.all())
         for rows in segment.tables:
             target = self._targets.get(rows.relation.oid)
-            if target is None or not len(rows):
+            if target is None or not len(rows) or rows.relation.oid in self._identities.untold:
                 continue
             chosen = None if everything else np.flatnonzero(keep[rows.transaction])
             if chosen is None or len(chosen):

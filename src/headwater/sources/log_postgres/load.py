@@ -265,6 +265,10 @@ class Loads:
         load = self._live.get(stream)
         return Homes(False) if load is None else load.homes(place.loads[stream])
 
+    def leave(self, stream: str, error: SourceError) -> None:
+        """Read nothing more for a stream."""
+        self._break(stream, error)
+
     def _break(self, stream: str, error: SourceError) -> None:
         self.broken[stream] = error
         if stream in self._live:

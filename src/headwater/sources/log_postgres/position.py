@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 from headwater.errors import SourceError
 from headwater.model import Position, TableId
+from headwater.sources.log_postgres.sights import Sight
 
-VERSION = 1
+VERSION = 2
+"""Version 1 lacks `seen`."""
 
 State = Literal["pages", "keys", "reading", "done"]
 """How a load goes on: page ranges of one exported snapshot; chunks by key beside the log; one whole reading; not."""
@@ -85,6 +87,8 @@ class Place:
     """Below this LSN the log may change rows that the streams do not have; see `homes`."""
     lost: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By stream: the keys (hashes) whose row it does not have, each with the LSN below which it ends."""
+    seen: Mapping[str, Sight] = field(default_factory=dict)
+    """By table what the catalog said last; of one that is missing nothing is known."""
 
     def with_load(self, stream: str, progress: Progress) -> Place:
         return dataclasses.replace(self, loads={**self.loads, stream: progress})
@@ -127,10 +131,11 @@ def place_of(position: Position, name: str) -> Place:
         version = data.pop("version")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise SourceError(f"position of `{name}` is not one of PostgreSQL's log", hint=_AGAIN) from error
-    if version != VERSION:
+    if version not in (1, VERSION):
         raise SourceError(f"position of `{name}` is of format {version}, expected {VERSION}", hint=_AGAIN)
     loads = {stream: _progress(item) for stream, item in data.pop("loads").items()}
-    return Place(epoch=position.epoch, commit=position.commit, loads=loads, **data)
+    seen = {table: Sight(**item) for table, item in data.pop("seen", {}).items()}
+    return Place(epoch=position.epoch, commit=position.commit, loads=loads, seen=seen, **data)
 
 
 _AGAIN = "run the version of Headwater that wrote it, or `headwater repair` to compare every table with its stream"
@@ -140,10 +145,11 @@ def _encoded(place: Place) -> bytes:
     data = _fields(place)
     del data["epoch"], data["commit"]
     data["loads"] = {stream: _fields(progress) for stream, progress in place.loads.items()}
+    data["seen"] = {table: _fields(sight) for table, sight in place.seen.items()}
     return json.dumps({"version": VERSION, **data}, separators=(",", ":")).encode()
 
 
-def _fields(value: Place | Progress) -> dict[str, Any]:
+def _fields(value: Place | Progress | Sight) -> dict[str, Any]:
     """Without the copies that `dataclasses.asdict` makes: this is done for each batch."""
     return {name: getattr(value, name) for name in value.__slots__}
 

@@ -16,9 +16,10 @@ from headwater.faults import failpoint
 from headwater.model import Batch, Changes, Note, Position, StoredChanges
 from headwater.protocols import Capture
 from headwater.sources.log_postgres import slot
-from headwater.sources.log_postgres.begin import Setting, Stopping, begin, fence, mark, passed, patient
-from headwater.sources.log_postgres.changes import Shaper, TextNeeded, targets_of
+from headwater.sources.log_postgres.begin import AWAY, Setting, Stopping, begin, fence, mark, passed, patient
+from headwater.sources.log_postgres.changes import Shaper, TextNeeded
 from headwater.sources.log_postgres.exchange import Watch
+from headwater.sources.log_postgres.identities import Identities
 from headwater.sources.log_postgres.load import Loads
 from headwater.sources.log_postgres.log import Log
 from headwater.sources.log_postgres.making import Making
@@ -27,6 +28,7 @@ from headwater.sources.log_postgres.position import DONE, NOT_YET, Late, Place, 
 from headwater.sources.log_postgres.rows import Connector
 from headwater.sources.log_postgres.spool import SpooledChanges
 from headwater.sources.log_postgres.streamed import Streamed
+from headwater.sources.log_postgres.targets import targets_of
 from headwater.sources.log_postgres.units import Stored, Whole
 from headwater.wire.pgoutput import Relation
 
@@ -80,6 +82,13 @@ class Session:
             )
             self.place = self._loads.begin(begun.place, fresh=begun.snapshot is not None)
             self._tables = targets_of(begun.captures.values(), begun.arranged.tables, setting.options.as_text)
+            self._watch = begun.watch
+            self._identities = Identities(self._tables)
+            self._identities.owners |= self._watch.parts
+            self._reached = 0
+            self._mended: int | None = None
+            """When the log has come there, tables that could not be told can be compared."""
+            self._compared = self._comparisons_from()
             self._fence = 0
             self._later: int | None = None
             self._advanced = self._moved = time.monotonic()
@@ -116,25 +125,44 @@ class Session:
                     return
         self._target = None if follow else mark(self._begun.sql)
         binary = self._binary_fits()
-        while not self._stopping and not self._at_target():
+        while self._goes_on:
             if self._log is not None:
                 self._reconnect()
             try:
                 yield from self._live(binary=binary)
             except TextNeeded:
                 binary = False
+        if self.begins_anew and self._notes:
+            yield self._batch((), self.place)
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether this has ended because something is to be compared, which the next session does."""
+        mended = self._mended is not None and self._reached >= self._mended
+        return (self._watch.altered or mended) and not self._stopping
+
+    @property
+    def _goes_on(self) -> bool:
+        return not self._stopping and not self._at_target() and not self.begins_anew
 
     # the log
 
     def _live(self, *, binary: bool) -> Iterator[Batch]:
         """Until it is time to end, or until another publication can be read."""
-        self._shaper = Shaper(self._tables, self._types, self.place.epoch, binary=binary)
+        self._shaper = Shaper(
+            self._tables,
+            self._types,
+            self.place.epoch,
+            binary=binary,
+            identities=self._identities,
+            learn=lambda: self._types.learn(self._begun.sql),
+        )
         since = self.place.publications
         publications = tuple(name for name in since if since[name] <= self.place.lsn)
         self._later = min((lsn for lsn in since.values() if self.place.lsn < lsn < NOT_YET), default=None)
         log = self._log = Log(self._begun.replication, self._setting, self.place, publications, self._shaper)
         self._fence = self._fence_now()
-        while not self._stopping and not self._at_target() and (self._later is None or self.place.lsn < self._later):
+        while self._goes_on and (self._later is None or self.place.lsn < self._later):
             unit = log.next(self._patience())
             if isinstance(unit, Whole):
                 yield from self._whole(log, unit)
@@ -142,6 +170,8 @@ class Session:
                 yield from self._stored(log, unit)
             else:
                 yield from self._idle(log)
+            if self._watch.due():
+                self._look()
             yield from self._load()
 
     def _at_target(self) -> bool:
@@ -152,6 +182,7 @@ class Session:
         place, before = self.place, self.place.commit
         for segment in log.segments(unit):
             transactions = segment.transactions
+            place = self._without_untold(place)
             keep = log.counted(transactions, before)
             for relation, changes in self._shaper.changes(segment, keep):
                 place = self._noticed(relation, place)
@@ -173,6 +204,7 @@ class Session:
                 changes = log.stored(unit, lambda found: self._loads.passing(watch.seen(found), place))
                 for relation in log.relations(unit):
                     place = self._noticed(relation, place)
+                place = self._without_untold(place)
                 self._streamed.add(np.array([transaction.xid], np.uint32))
                 behind = _Behind(changes, place, self._loads)
                 yield self._batch(changes, place, nbytes=unit.spool.nbytes, position=Late(behind))
@@ -194,10 +226,44 @@ class Session:
             self._notes += [Note(stream, "schema", text) for stream in streams]
         return place.with_columns(target.id, types)
 
+    def _without_untold(self, place: Place) -> Place:
+        """Streams whose changes cannot be trusted from here on end, and are owed a comparison (F33)."""
+        if self._identities.strange:
+            self._look()
+            self._identities.settle()
+        for oid, reason in self._identities.untold.items():
+            table = self._tables[oid].id
+            for capture in self._begun.captures.values():
+                if capture.table == table and capture.stream not in self.broken:
+                    place = self._ended(capture.stream, reason, place)
+        return place
+
+    def _ended(self, stream: str, reason: str, place: Place) -> Place:
+        hint = "its rows are compared with the stream as soon as the log says enough of them again"
+        self._loads.leave(stream, SourceError(f"stream {stream}: {reason}", hint=hint))
+        self._notes.append(Note(stream, "gap", f"{reason}; its rows are compared when it does again"))
+        return place.with_load(stream, dataclasses.replace(place.loads[stream], token=AWAY))
+
+    def _look(self) -> None:
+        """Only every few seconds, or when the log tells of a partition that nobody knows."""
+        self._watch.look()
+        self._identities.owners |= self._watch.parts
+        tables = [self._tables[oid].id for oid in self._identities.untold]
+        if self._mended is None and tables and all(map(self._watch.is_mended, tables)):
+            self._mended = mark(self._begun.sql)
+
+    def _comparisons_from(self) -> int:
+        """Rows are compared when the log has told everything up to now: what it tells of rows that went in a way that
+        it does not tell of would bring them back.
+        """
+        states = [self.place.loads[stream].state for stream in self._begun.captures if stream not in self.broken]
+        return mark(self._begun.sql) if self._begun.snapshot is None and "reading" in states else 0
+
     def _idle(self, log: Log) -> Iterator[Batch]:
         """Nothing of ours happens: let the server forget what others have written (F8)."""
         now = time.monotonic()
         reached = log.reached
+        self._reached = max(self._reached, reached)
         self._loads.behind(reached)
         if log.pressed:
             log.stream.answer()
@@ -225,7 +291,8 @@ class Session:
     @property
     def _in_haste(self) -> bool:
         """Whether something waits for the log to come to a place."""
-        return self._loads.wants_tick or self._target is not None or self._later is not None
+        awaited = self._reached < max(self._compared, self._mended or 0)
+        return awaited or self._loads.wants_tick or self._target is not None or self._later is not None
 
     def _reconnect(self) -> None:
         if self._log is not None:
@@ -265,7 +332,9 @@ class Session:
         return NOT_YET in self.place.publications.values()
 
     def _load(self) -> Iterator[Batch]:
-        if not (self._loading or self._unread) or self._later is not None or not self._behind_fence():
+        if not (self._loading or self._unread) or self._later is not None or self._reached < self._compared:
+            return
+        if not self._behind_fence():
             return
         if self._unread:
             self._later = since = mark(self._begun.sql)
@@ -315,7 +384,10 @@ class Session:
             changes = tuple(changes)
             nbytes = nbytes or sum(part.data.nbytes for part in changes)
         given, self._notes = (*self._notes, *notes), []
+        if place.seen is not self._watch.sights:
+            place = dataclasses.replace(place, seen=self._watch.sights)
         position = position or place.position()
+        self._reached = max(self._reached, place.lsn)
         if place.lsn > self.place.lsn:
             self._moved = self._advanced = time.monotonic()
         self.place = place

@@ -37,18 +37,20 @@ class LogSource:
 
     def read(self, after: Position | None, *, follow: bool) -> Iterator[Batch]:
         """See `protocols.Source`."""
-        self._close_session()
-        if self._stopping:
-            return
-        try:
-            session = Session(self._setting, self._captures, after, self._epoch, self._stopping)
-        except NotConnected:
-            if self._stopping:
-                return
-            raise
-        self._session = session
-        self._epoch = session.place.epoch
-        yield from session.batches(follow)
+        while not self._stopping:
+            self._close_session()
+            try:
+                session = Session(self._setting, self._captures, after, self._epoch, self._stopping)
+            except NotConnected:
+                if self._stopping:
+                    return
+                raise
+            self._session = session
+            self._epoch = session.place.epoch
+            yield from session.batches(follow)
+            if not session.begins_anew:
+                break
+            after = session.place.position()
         if not follow and self.broken and not self._stopping:
             raise next(iter(self.broken.values()))  # at the end of a run it must be said what was not captured
 
