@@ -10,7 +10,7 @@ import pytest
 from headwater import figures
 from headwater.quarantine import replay
 from headwater.repair import repair
-from headwater.sources.log_postgres import pages, units
+from headwater.sources.log_postgres import pages, stream, units
 from headwater.testing.postgres import PostgresServer
 from tests.acceptance.postgres_project import PostgresProject
 from tests.acceptance.project import contract, program, until
@@ -334,6 +334,8 @@ def test_rows_that_exchange_keys_in_a_large_transaction_are_a_gap_that_can_be_re
     project: PostgresProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(units, "LARGE", 10_000)
+    monkeypatch.setattr(stream, "BUDGET", 32_768)  # so it comes in small pieces, however fast the server is
+    monkeypatch.setattr(stream, "AT_ONCE", 1)
     project.sql(
         "ALTER TABLE item DROP CONSTRAINT item_pkey; ALTER TABLE item ADD PRIMARY KEY (id) DEFERRABLE;"
         "ALTER TABLE item REPLICA IDENTITY FULL; INSERT INTO item SELECT n, 'n' || n, n FROM generate_series(1, 1000) n"
