@@ -12,6 +12,11 @@ TOAST = (
     "read, and that is gone before such a value can be looked up, the states until its end are not told."
 )
 UNLOGGED = "What PostgreSQL does not write to its log is not seen: unlogged tables, sequences and large objects."
+WHOLE = (
+    "What is done to a whole table (partitions emptied, attached or removed, a table made again, rows rewritten by "
+    "an ALTER, a publication altered) is not in the log: it is seen in the catalog at starts, and seconds later while "
+    "capture runs. Then the table is compared with its stream, and what happened to its rows is not told one by one."
+)
 FAILOVER = (
     "A server that was restored or promoted has another log: capture stops with an error, and `headwater repair` "
     "compares every table with its stream."
@@ -21,5 +26,5 @@ NO_KEY = "The table has no key: rows cannot be told apart, and what a gap has co
 
 def guarantee(config: StreamConfig, *, keyed: bool, key: tuple[str, ...] = ()) -> Guarantee:
     """`keyed`: whether the table has a key to compare rows by."""
-    notes = (ORDER, TOAST, UNLOGGED, FAILOVER) if keyed else (ORDER, TOAST, UNLOGGED, FAILOVER, NO_KEY)
-    return Guarantee("exactly_once", "every", "seen", notes)
+    notes = (ORDER, TOAST, UNLOGGED, WHOLE, FAILOVER)
+    return Guarantee("exactly_once", "every", "seen", notes if keyed else (*notes, NO_KEY))
