@@ -20,7 +20,10 @@ from headwater.testing.postgres import PostgresServer, binaries
 
 ABSENT: dict[str, tuple[Callable[[], bool], str]] = {
     "native": (lambda: running() == "native", "the compiled modules are not built; `pip install -e .` builds them"),
-    "postgres": (lambda: binaries() is not None, "no PostgreSQL server, 13 or newer, is installed; Debian's is `postgresql`"),
+    "postgres": (
+        lambda: binaries() is not None,
+        "no PostgreSQL server, 13 or newer, is installed; Debian's is `postgresql`",
+    ),
     "root": (lambda: os.geteuid() == 0, "only root may mount a file system"),
 }
 

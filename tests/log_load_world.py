@@ -74,7 +74,7 @@ class World:
     def stream(self, source: LogSource, *, follow: bool) -> Iterator[Batch]:
         for batch in source.read(self.position, follow=follow):
             assert self.position is None or _place(batch.position) >= _place(self.position)
-            self.batches.append(batch)
+            self.batches.append(dataclasses.replace(batch, changes=tuple(batch.changes)))
             self.position = batch.position
             source.confirm(batch.position)
             yield batch

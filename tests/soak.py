@@ -52,7 +52,7 @@ def torments(told: Queue[Told], first: int, step: int) -> None:
             home = directory / str(seed)
             home.mkdir()
             try:
-                torment(server, home, seed, history=True)
+                torment(server, home, seed)
                 told.put(("torments", 1, ""))
             except FAILURES:
                 told.put(("torments", 1, f"seed {seed}, left in {home}:\n{traceback.format_exc()}"))

@@ -120,7 +120,8 @@ class _Asking:
         if logged:
             facts = {tables[name] for name in by_pattern["log"] if name in tables and _kind(config, name) == "fact"}
             chosen = [described[table] for table in logged if table in described]
-            yield from self._identities([found for found in chosen if found.id in facts and not found.told])
+            mute = [found for found in chosen if found.id in facts and not found.told]
+            yield from self._identities([found for found in mute if found.lasts])
             told = [found for found in chosen if found.told or found.id in facts]
             mute = [found for found in chosen if found not in told]
             names = Names(config.name, source)

@@ -210,8 +210,8 @@ class Bus(Protocol):
         """Make events, rejected and parked changes, notes **and** the position durable in one atomic step.
 
         On return it survives kill -9 and power loss; on an exception nothing of it will ever be seen. Readers see all
-        of it or nothing. Events of a stream get dense offsets in the sequence given. Raises `BusFull` before anything
-        is dropped.
+        of it or nothing. Events of a stream get dense offsets in the sequence given. The position's token is asked for
+        once all events were taken, not before. Raises `BusFull` before anything is dropped.
         """
 
     def read(self, stream: str, *, after: Cursor | None, follow: bool, limit: int | None = None) -> Iterator[Events]:

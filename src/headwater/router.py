@@ -71,7 +71,7 @@ class _Collected:
     held_bytes: int = 0
     """Of what is parked and rejected."""
     spill: Path | None = None
-    live: dict[str, Kept] = dataclasses.field(default_factory=dict)
+    live: dict[str, Kept[Events]] = dataclasses.field(default_factory=dict)
     """By stream, events of live changes in this batch, truncates too: what a reading or a truncate later in it compares
     with must hold them before they are in the bus."""
 

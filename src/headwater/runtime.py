@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
 from collections.abc import Iterable, Sequence
@@ -34,6 +35,7 @@ class Runtime:
     def __init__(self, assembly: Assembly) -> None:
         sys.setswitchinterval(SWITCH_SECONDS)
         pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what threads have freed: 80 MB more at the peak
+        _share_heaps()
         self._assembly = assembly
         self._routes = {stream: assembly.route(stream) for stream in assembly.config.streams}
         self._stopping = threading.Event()
@@ -134,6 +136,13 @@ class Runtime:
 
     def _contract(self, stream: str) -> Contract:
         return self._assembly.contract(stream)
+
+
+def _share_heaps() -> None:
+    """glibc gives each thread a heap that keeps what the thread has freed: two shared ones took 30 MB less at the peak
+    of a capture beside a sink (mallopt(3), M_ARENA_MAX = -8). Other C libraries have no such call."""
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(-8, 2)
 
 
 def start(assembly: Assembly) -> Supervisor:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headwater.assembly import Assembly
+from headwater.buses.embedded.store import DIRECTORY as SEGMENTS
 from headwater.config import Config
 from headwater.requests import DIRECTORY as REQUESTS
 
@@ -99,7 +100,8 @@ def _bus(home: Path) -> list[str]:
     removed = [path for name in BUS_FILES if (path := home / name).exists()]
     for path in removed:
         path.unlink()
-    shutil.rmtree(home / REQUESTS, ignore_errors=True)
+    for directory in (REQUESTS, SEGMENTS):
+        shutil.rmtree(home / directory, ignore_errors=True)
     if not any(home.iterdir()):
         home.rmdir()
     return [str(path) for path in removed]

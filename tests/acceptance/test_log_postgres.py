@@ -10,6 +10,7 @@ import pytest
 from headwater import figures
 from headwater.quarantine import replay
 from headwater.repair import repair
+from headwater.sources.log_postgres import pages, units
 from headwater.testing.postgres import PostgresServer
 from tests.acceptance.postgres_project import PostgresProject
 from tests.acceptance.project import contract, program, until
@@ -299,9 +300,10 @@ main()
     ["TRUNCATE item", "ALTER TABLE item ALTER size TYPE numeric(20,0)", "CLUSTER item USING item_pkey"],
 )
 def test_a_table_that_is_rewritten_while_it_is_loaded_neither_hangs_nor_loses(
-    project: PostgresProject, change: str
+    project: PostgresProject, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project.sql("INSERT INTO item SELECT n, repeat('x', 100), n FROM generate_series(1, 300000) n")
+    monkeypatch.setattr(pages, "_PAGES", 16)
+    project.sql("INSERT INTO item SELECT n, repeat('x', 100), n FROM generate_series(1, 60000) n")
     with project.running():
         until(lambda: (project.head() or 0) > 0)
         project.sql(f"SET lock_timeout = '20s'; {change}")
@@ -310,3 +312,38 @@ def test_a_table_that_is_rewritten_while_it_is_loaded_neither_hangs_nor_loses(
     project.run()
     assert project.rows() == project.source()
     project.require_equal(expanded=True)
+
+
+def test_rows_that_exchange_keys_in_one_transaction(project: PostgresProject) -> None:
+    """A deferrable key may belong to two rows for a while: the row that leaves it does not take the other with it."""
+    project.sql(
+        "ALTER TABLE item DROP CONSTRAINT item_pkey; ALTER TABLE item ADD PRIMARY KEY (id) DEFERRABLE;"
+        "ALTER TABLE item REPLICA IDENTITY FULL;"
+    )
+    project.run(THREE)
+    project.run("UPDATE item SET id = CASE id WHEN 1 THEN 2 ELSE 1 END WHERE id < 3")
+    assert project.rows() == project.source() == {(2, "one", 10), (1, "two", 20), (3, "three", 30)}
+    project.run(
+        "UPDATE item SET id = id + 1; BEGIN; UPDATE item SET name = 'x', size = 0; UPDATE item SET id = 7 - id;"
+    )
+    assert project.rows() == project.source()
+    project.require_equal()
+
+
+def test_rows_that_exchange_keys_in_a_large_transaction_are_a_gap_that_can_be_repaired(
+    project: PostgresProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "LARGE", 10_000)
+    project.sql(
+        "ALTER TABLE item DROP CONSTRAINT item_pkey; ALTER TABLE item ADD PRIMARY KEY (id) DEFERRABLE;"
+        "ALTER TABLE item REPLICA IDENTITY FULL; INSERT INTO item SELECT n, 'n' || n, n FROM generate_series(1, 1000) n"
+    )
+    project.run()
+    project.sql("UPDATE item SET id = id + 1")
+    assert "exchanged keys in a transaction that is too large" in " ".join(project.tried())
+    assert project.rows() == {(n, f"n{n}", n) for n in range(1, 1001)}, "nothing of it is in the bus"
+    with project.assembly(append=True) as assembly:
+        repair(assembly, "shop/log")
+    project.run("INSERT INTO item VALUES (5000, 'new', 1)")
+    assert project.rows() == project.source()
+    project.require_equal()

@@ -19,6 +19,9 @@ WEIGHTS = {
 """How often each script is chosen, among 776: a truncate every few seconds."""
 
 CLIENTS = 3
+MOST = 500
+"""Transactions of a client, far more than a life needs: where machines are slow, work must not pile up without end."""
+
 RETRIES = 100
 """Of a transaction that met a deadlock."""
 
@@ -77,7 +80,7 @@ class Pgbench:
     def _once(self) -> None:
         self._runs += 1
         command = [
-            str(self.server.binaries / "pgbench"), "--no-vacuum", "--time=600", f"--client={CLIENTS}",
+            str(self.server.binaries / "pgbench"), "--no-vacuum", f"--transactions={MOST}", f"--client={CLIENTS}",
             f"--rate={self.rate}", f"--max-tries={RETRIES}", f"--random-seed={self.seed + self._runs}",
             f"--define=run={self.seed}{self._runs:03}",
             *(f"--file={SCRIPTS / name}.sql@{weight}" for name, weight in WEIGHTS.items()),
@@ -87,4 +90,6 @@ class Pgbench:
         if self._stopping.is_set():
             self._process.terminate()
         _, said = self._process.communicate()
+        if self._process.returncode == 0:
+            self._stopping.wait()
         self.problems += [line for line in said.splitlines() if "ERROR" in line]

@@ -39,6 +39,8 @@ SETTINGS = {
 }
 TEMPLATE = "torment"
 CAPTURE = "shop/log"
+PATIENCE = 120.0
+"""Seconds after which a pipeline hangs; on an idle machine it needs two."""
 RATES = 100, 200
 """Transactions a second."""
 
@@ -144,7 +146,7 @@ class World:
         try:
             yield
             enough.set()
-            process.join(60)
+            process.join(PATIENCE)
             if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, signal.SIGABRT)  # where it hangs is then in the log
                 process.join(10)
@@ -167,7 +169,7 @@ class World:
         arguments = (self.directory, failpoints, self.dice.randrange(10**9), running)
         process = CONTEXT.Process(target=peaceful_life if peaceful else life, args=arguments, daemon=True)
         process.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while process.is_alive() and not running.wait(0.02):
             assert time.monotonic() < deadline, f"it does not come so far:\n{self.said()}"
         process.join(0.02 + self.dice.random() * 0.4)

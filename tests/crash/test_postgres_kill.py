@@ -1,8 +1,8 @@
 """PostgreSQL under pgbench, a pipeline that is killed, a server that is started again, and a network that lies.
 
 Loss and duplicates are asserted together (F6): afterwards source, folded stream and sink are equal row by row, the
-stream without a key holds each row of its table exactly once, and no event is there twice. `make soak` also compares
-`shop.item` with the application's own audit, change by change.
+stream without a key holds each row of its table exactly once, and no event is there twice. `shop.item` is compared with
+the application's own audit, change by change.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def test_after_kills_restarts_and_cuts_nothing_is_lost_or_doubled(
     torment(server, tmp_path, seed)
 
 
-def torment(server: PostgresServer, directory: Path, seed: int, *, history: bool = False) -> World:
+def torment(server: PostgresServer, directory: Path, seed: int) -> World:
     """One seeded run, from an empty database to the last comparison; see `postgres_oracle.check`."""
     world = World(server, directory, seed)
     with Proxy(server.port) as proxy:
         world.build(proxy)
         try:
             world.torment(proxy, KILLS)
-            check(world, history=history)
+            check(world)
         finally:
             world.drop()
     return world

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from headwater.buses.embedded import EmbeddedBus, appending, compaction, merging, open_bus
+from headwater.buses.embedded import EmbeddedBus, appending, compaction, files, merging, open_bus
 from headwater.config import BusConfig
 from headwater.faults import set_failpoints
 from headwater.model import Events, Mapped, Note, Op, Parked
@@ -67,7 +67,8 @@ def drain(bus: EmbeddedBus) -> None:
 
 
 def run(directory: str, failpoints: str, seed: int) -> None:
-    appending.SPILL_BYTES = 1_000
+    appending.FILE_BYTES = 1_000
+    files.MOST_BYTES = 5_000
     merging.FAN = 4
     compaction.CHUNK_ROWS = 6
     set_failpoints(failpoints, seed)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from headwater.buses.embedded import EmbeddedBus, appending
+from headwater.buses.embedded import EmbeddedBus, appending, files
 from headwater.faults import set_failpoints
 from headwater.model import Events, Mapped, Op
 from headwater.testing.buses import OTHER, SOURCE, STREAM, position, rows_of
@@ -21,6 +21,7 @@ FAILPOINTS = {
     "bus.settle.*": 0.2,
     "bus.write.*": 0.02,
     "bus.rewrite.*": 0.1,
+    "bus.file.*": 0.02,
     "bus.purge.*": 0.7,
     "bus.create.*": 0.7,
     "bus.*": 0.02,
@@ -114,8 +115,8 @@ def test_a_failpoint_that_raises_leaves_nothing_of_the_append(tmp_path: Path) ->
     bus = writer.opened(str(tmp_path))
     try:
         writer.write(bus)
-        for point in ("encoded", "heads_moved", "before_position", "before_commit"):
-            set_failpoints(f"bus.append.{point}=error:1:1")
+        for point in ("append.encoded", "append.heads_moved", "append.before_position", "append.before_commit"):
+            set_failpoints(f"bus.{point}=error:1:1")
             with pytest.raises(OSError, match=point):
                 bus.append(writer.mapped(writer.BATCHES), source=SOURCE, position=position(writer.BATCHES))
             check(bus)
@@ -124,34 +125,71 @@ def test_a_failpoint_that_raises_leaves_nothing_of_the_append(tmp_path: Path) ->
         bus.close()
 
 
-def test_leftovers_of_a_large_append_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the same process, too: the next append begins with it."""
-    monkeypatch.setattr(appending, "SPILL_BYTES", 500)
+@pytest.mark.parametrize(
+    "point", ["file.made", "file.written", "file.synced", "append.before_commit", "write.before_commit"]
+)
+def test_what_a_failed_large_append_wrote_goes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    monkeypatch.setattr(appending, "FILE_BYTES", 500)
+    monkeypatch.setattr(files, "MOST_BYTES", 3_000)
     bus = writer.opened(str(tmp_path))
     try:
         writer.write(bus)
+        before = files_of(bus)
+        assert before
+        for left in (1, 3):
+            set_failpoints(f"bus.{point}=error:{1 / left}:1", seed=left)
+            with pytest.raises(OSError, match=point):
+                bus.append(Mapped(large()), source=SOURCE, position=position(200))
+            set_failpoints("")
+            check(bus)
+        while bus.maintain():
+            pass
+        assert named(bus) == files_of(bus)
+        bus.append(writer.mapped(writer.BATCHES), source=SOURCE, position=position(writer.BATCHES))
+        check(bus)
+    finally:
+        set_failpoints("")
+        bus.close()
+
+
+def test_a_source_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(appending, "FILE_BYTES", 500)
+    monkeypatch.setattr(files, "MOST_BYTES", 3_000)
+    bus = writer.opened(str(tmp_path))
+    try:
+        writer.write(bus)
+        before = sizes(bus)
 
         def broken() -> Iterator[Events]:
-            for number in range(100, 110):
-                yield from writer.batch(number)
-                yield writer.stock(number)
+            yield from large()
+            assert sizes(bus) != before
             raise OSError("the source went away")
 
         with pytest.raises(OSError, match="went away"):
             bus.append(Mapped(broken()), source=SOURCE, position=position(200))
-        assert hidden(bus) > 0
-        check(bus)
-        bus.append(writer.mapped(writer.BATCHES), source=SOURCE, position=position(writer.BATCHES))
-        assert hidden(bus) == 0
+        assert sizes(bus) == before
         check(bus)
     finally:
         bus.close()
 
 
-def hidden(bus: EmbeddedBus) -> int:
-    """Segments that no reader sees."""
+def large() -> Iterator[Events]:
+    for number in range(100, 140):
+        yield from writer.batch(number)
+        yield writer.stock(number)
+
+
+def sizes(bus: EmbeddedBus) -> dict[int, int]:
+    return {number: files.path_of(bus.path, number).stat().st_size for number in files.numbers(bus.path)}
+
+
+def files_of(bus: EmbeddedBus) -> list[int]:
+    return files.numbers(bus.path)
+
+
+def named(bus: EmbeddedBus) -> list[int]:
     with bus._store.snapshot() as connection:
-        row = connection.execute(
-            "SELECT count(*) FROM segment g JOIN stream s ON s.id = g.stream WHERE g.base >= s.head"
-        ).fetchone()
-    return int(row[0])
+        rows = connection.execute("SELECT DISTINCT file FROM segment WHERE file IS NOT NULL ORDER BY file").fetchall()
+    return [number for (number,) in rows]

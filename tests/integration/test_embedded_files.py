@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +194,7 @@ def test_a_newer_format_says_upgrade(bench: Bench, file: Path) -> None:
     connection = sqlite3.connect(file)
     connection.execute(f"PRAGMA user_version={schema.FORMAT + 1}")
     connection.close()
-    with pytest.raises(BusDamaged, match="has format 2, and this Headwater knows formats up to 1") as newer:
+    with pytest.raises(BusDamaged, match="has format 3, and this Headwater knows formats up to 2") as newer:
         bench.open()
     assert "pip install -U headwater" in newer.value.hint
 
@@ -203,16 +202,16 @@ def test_a_newer_format_says_upgrade(bench: Bench, file: Path) -> None:
 def test_an_older_format_is_brought_up_to_date(bench: Bench, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = everything(filled(bench))
     closed(bench)
-    steps = {1: ("ALTER TABLE note ADD COLUMN author TEXT", "UPDATE note SET author = ''"), 2: ("CREATE TABLE x (a)",)}
-    monkeypatch.setattr(schema, "FORMAT", 3)
+    steps = {2: ("ALTER TABLE note ADD COLUMN author TEXT", "UPDATE note SET author = ''"), 3: ("CREATE TABLE x (a)",)}
+    monkeypatch.setattr(schema, "FORMAT", 4)
     monkeypatch.setattr(schema, "MIGRATIONS", steps)
-    with pytest.raises(BusDamaged, match="older format 1, and 3 is expected"):
+    with pytest.raises(BusDamaged, match="older format 2, and 4 is expected"):
         bench.open(append=False)
     bus = bench.open()
     assert isinstance(bus, EmbeddedBus)
     assert everything(bus) == before
     with bus._store.snapshot() as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (4,)
         assert connection.execute("SELECT count(*) FROM x").fetchone() == (0,)
 
 
@@ -220,8 +219,8 @@ def test_a_failed_migration_changes_nothing(bench: Bench, file: Path, monkeypatc
     before = everything(filled(bench))
     closed(bench)
     with monkeypatch.context() as patch:
-        patch.setattr(schema, "FORMAT", 2)
-        patch.setattr(schema, "MIGRATIONS", {1: ("CREATE TABLE x (a)", "SELECT nonsense FROM nowhere")})
+        patch.setattr(schema, "FORMAT", 3)
+        patch.setattr(schema, "MIGRATIONS", {2: ("CREATE TABLE x (a)", "SELECT nonsense FROM nowhere")})
         with pytest.raises(BusError, match="nowhere"):
             bench.open()
     bus = bench.open()
@@ -324,80 +323,6 @@ def test_a_damaged_backup_is_not_restored(bench: Bench, tmp_path: Path) -> None:
         restore(tmp_path / "text", tmp_path / "new")
     with pytest.raises(BusError, match="there is no backup"):
         restore(tmp_path / "nothing", tmp_path / "new")
-
-
-# a full disk
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of six megabytes."""
-    point = tmp_path / "small"
-    point.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(point)], check=True)
-    yield point
-    subprocess.run(["umount", str(point)], check=True)
-
-
-def _noise(commit: int, size: int) -> Mapped:
-    """Events that do not compress."""
-    return Mapped([events([{"id": commit, "name": os.urandom(size // 2).hex(), "commit": commit}])])
-
-
-def _fill_up(bus: EmbeddedBus, free: Callable[[], object]) -> None:
-    def forever() -> None:
-        for commit in range(1000):
-            bus.append(_noise(commit, 200_000), source=SOURCE, position=position(commit))
-
-    with pytest.raises(BusError, match=r"bus\.db.*nothing of this step was kept") as full:
-        forever()
-    assert "df -h" in full.value.hint
-    last = bus.position(SOURCE)
-    assert last is not None
-    commit = last.commit + 1
-    assert commits_of(bus.read(STREAM, after=None, follow=False)) == list(range(commit))
-    free()
-    bus.append(_noise(commit, 200_000), source=SOURCE, position=position(commit))
-    assert commits_of(bus.read(STREAM, after=None, follow=False)) == list(range(commit + 1))
-    assert bus.check() == []
-
-
-@pytest.mark.needs("root")
-def test_a_full_disk_keeps_nothing_of_the_append_and_goes_on(small_disk: Path) -> None:
-    ballast = small_disk / "ballast"
-    ballast.write_bytes(b"x" * 2**21)
-    with Bench("embedded", str(small_disk)) as bench:
-        bus = bench.open()
-        assert isinstance(bus, EmbeddedBus)
-        bus.declare([declaration()])
-        _fill_up(bus, ballast.unlink)
-
-
-@pytest.mark.needs("root")
-def test_a_full_disk_in_the_middle_of_a_large_append(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headwater.buses.embedded.appending.SPILL_BYTES", 300_000)
-    with Bench("embedded", str(small_disk)) as bench:
-        bus = bench.open()
-        assert isinstance(bus, EmbeddedBus)
-        bus.declare([declaration()])
-        bus.append(_noise(0, 1000), source=SOURCE, position=position(0))
-        large = (part for commit in range(1, 200) for part in _noise(commit, 100_000).events)
-        with pytest.raises(BusError, match="nothing of this step was kept"):
-            bus.append(Mapped(large), source=SOURCE, position=position(199))
-        assert commits_of(bus.read(STREAM, after=None, follow=False)) == [0]
-        bus.append(_noise(1, 1000), source=SOURCE, position=position(1))
-        assert commits_of(bus.read(STREAM, after=None, follow=False)) == [0, 1]
-        assert bus.position(SOURCE) == position(1)
-        assert bus.check() == []
-
-
-def test_a_file_that_may_grow_no_more(bench: Bench) -> None:
-    """The same for everybody: SQLite's own limit on pages makes it answer as a full disk does (SQLITE_FULL)."""
-    bus = bench.open()
-    assert isinstance(bus, EmbeddedBus)
-    bus.declare([declaration()])
-    bus._store._writer.execute("PRAGMA max_page_count=150")
-    _fill_up(bus, lambda: bus._store._writer.execute("PRAGMA max_page_count=100000"))
 
 
 # other processes

@@ -9,7 +9,7 @@ import pytest
 
 from headwater.errors import SourceError
 from headwater.protocols import Load
-from headwater.sources.log_postgres import chunks
+from headwater.sources.log_postgres import chunks, units
 from headwater.sources.log_postgres.reread import Found, Rereader
 from tests.log_load_world import Row, World, capture
 
@@ -130,6 +130,49 @@ def test_f30_a_lost_row_is_remembered_from_batch_to_batch(
         ("u", None, 2, ["big"]),
     ]
     assert item.folded("test.item") == item.table("item", COLUMNS)
+
+
+def test_f30_behind_a_stored_transaction_every_row_is_known_to_be_there(
+    item: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read on from right behind it, when the row that then changes is gone."""
+    monkeypatch.setattr(units, "LARGE", 1_000)
+    item.take()
+    item.execute("INSERT INTO item SELECT i, i, 'small' FROM generate_series(1000, 5999) i")
+    take_until(item, 5000)
+    item.execute("UPDATE item SET n = 7 WHERE id = 2", "DELETE FROM item WHERE id = 2")
+    item.take()
+    assert told(item)[5000:] == [("u", None, 2, ["big"]), ("d", 2, None, [])]
+    assert item.folded("test.item") == item.table("item", COLUMNS)
+
+
+def test_f30_a_lost_row_that_was_made_anew_is_known_to_be_there(item: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the last that a batch has of it is a change that carries no more than a part."""
+    item.take()
+    item.execute("UPDATE item SET id = 100 WHERE id = 1")
+    gone = ["DELETE FROM item WHERE id = 100"]
+    find = Rereader.find
+
+    def late(*args: Any) -> Found:
+        while gone:
+            item.execute(gone.pop())
+        return find(*args)
+
+    monkeypatch.setattr(Rereader, "find", late)
+    monkeypatch.setattr(Rereader, "log_end", lambda _: 2**62)  # as if much had happened since
+    take_until(item, 1)
+    item.execute("BEGIN", f"INSERT INTO item VALUES (100, 1, {BIG})", "UPDATE item SET n = 2 WHERE id = 100", "COMMIT")
+    take_until(item, 4)
+    item.execute("UPDATE item SET n = 3 WHERE id = 100", "DELETE FROM item WHERE id = 100")
+    item.take()
+    assert told(item) == [
+        ("d", 1, None, []),
+        ("d", 100, None, []),
+        ("c", None, 100, []),
+        ("u", None, 100, ["big"]),
+        ("u", None, 100, ["big"]),
+        ("d", 100, None, []),
+    ]
 
 
 def take_until(world: World, count: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from headwater.errors import NotConnected
 from headwater.protocols import Load
-from headwater.sources.log_postgres import stream
+from headwater.sources.log_postgres import log, stream, units
 from headwater.testing.postgres import PostgresServer
 from tests.crash.proxy import Proxy
 from tests.log_world import World, captured, wait_until
@@ -50,6 +50,26 @@ def test_f09_a_slow_append_does_not_cost_the_connection(database: str, monkeypat
         assert following.buffered < 400_000
         rows = following.until(lambda rows: len(rows) >= 20_000)
     assert [row["after"]["id"] for row in rows] == list(range(20_000))
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_backlog_gathers_to_whole_batches_and_the_newest_changes_do_not(
+    behind: bool, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    least: set[int] = set()
+    take = stream.Stream.take
+
+    def seen(self: stream.Stream, timeout: float, wanted: int = 0) -> stream.Chunk | None:
+        least.add(wanted)
+        return take(self, timeout, wanted)
+
+    monkeypatch.setattr(stream.Stream, "take", seen)
+    monkeypatch.setattr(units.Units, "behind", property(lambda _: behind))
+    world = _world(database)
+    world.catch_up()
+    world.sql("INSERT INTO t SELECT i, 'x' FROM generate_series(0, 99) i")
+    assert [row["after"]["id"] for row in world.catch_up()] == list(range(100))
+    assert least - {0} == ({log.BATCH_BYTES} if behind else set())
 
 
 @pytest.mark.parametrize("timeout", ["1000", "0"])

@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 
 from headwater.config import SourceConfig, StreamConfig
-from headwater.drivers.postgres import connect
+from headwater.drivers.postgres import connect, execute
 from headwater.errors import ConfigError, GapError, SourceError
 from headwater.model import TableId
 from headwater.protocols import Capture, Load
-from headwater.sources.log_postgres import guarantee, open_source
+from headwater.sources.log_postgres import begin, guarantee, open_source
+from headwater.sources.log_postgres.position import NOT_YET
 from headwater.sources.log_postgres.publication import remove
 from tests.log_world import NAMES, World, captured, letters
 
@@ -78,6 +79,14 @@ NAMELESS = "were its updates and deletes published, they would fail in the appli
             ],
             "its partition t1 has not",
             "ALTER TABLE t1 REPLICA IDENTITY FULL;",
+        ),
+        (
+            [
+                "CREATE TABLE t (id int, name text) PARTITION BY LIST (name)",
+                "CREATE TABLE t1 PARTITION OF t (PRIMARY KEY (id)) FOR VALUES IN ('a')",
+            ],
+            "a partition that is made later would have none",
+            "pattern: trigger",
         ),
         (
             [
@@ -272,3 +281,56 @@ def test_f84_names_are_not_confused() -> None:
     }
     assert len(made) == 25
     assert all(len(name) + len("_inserts") <= 63 for name in made)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_f26_a_second_publication_waits_for_those_who_wrote_before_there_was_one(
+    database: str, monkeypatch: pytest.MonkeyPatch, restarted: bool
+) -> None:
+    """Their changes are decoded with a catalog that does not hold it, which is an error each time."""
+    monkeypatch.setattr(begin, "PATIENCE", 0.1)
+    world = World(database, captured("t", "id"))
+    world.sql("CREATE TABLE t (id int PRIMARY KEY)", "CREATE TABLE log (n int)", "INSERT INTO log VALUES (1)")
+    world.catch_up()
+    world.captures = (
+        *world.captures,
+        captured("log", "n", "", kind="event"),
+        captured("log", "n", "", kind="event", stream="s.later", load=SKIP),
+    )
+    with connect(database, application="test") as early:
+        execute(early, "BEGIN")
+        execute(early, "INSERT INTO t VALUES (1)")
+        with world.following(idle_advance=0.05) as following:
+            following.next()
+            world.sql("INSERT INTO t VALUES (2)", "INSERT INTO log VALUES (2)")
+            assert letters(following.until(lambda rows: bool(rows))) == [("c", {"id": 2})]
+            assert world.place.publications[NAMES.inserts] == NOT_YET
+            if not restarted:
+                execute(early, "COMMIT")
+                following.until(lambda _: len(world.taken) == 4)
+        with world.following(idle_advance=0.05) as following:
+            following.next()
+            if restarted:
+                execute(early, "COMMIT")
+                following.until(lambda _: len(world.taken) == 4)
+            world.sql("INSERT INTO log VALUES (3)")
+            following.until(lambda _: len(world.taken) == 5)
+    assert letters(world.taken[1:]) == [("c", {"id": 1}), ("r", {"n": 1}), ("r", {"n": 2}), ("c", {"n": 3})]
+    assert world.catch_up() == []
+    assert {note.stream for note in world.notes if note.kind == "gap"} == {"s.later"}
+
+
+def test_f85_a_partition_made_later_can_be_updated(database: str) -> None:
+    """It inherits a primary key, and no REPLICA IDENTITY FULL."""
+    world = World(database, captured("t", "id name", "", kind="event"))
+    world.sql(
+        "CREATE TABLE t (id int, name text) PARTITION BY RANGE (id)",
+        "CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (10)",
+        "ALTER TABLE t REPLICA IDENTITY FULL",
+        "ALTER TABLE t1 REPLICA IDENTITY FULL",
+    )
+    world.catch_up()
+    world.sql("CREATE TABLE t2 PARTITION OF t FOR VALUES FROM (10) TO (20)", "INSERT INTO t VALUES (11, 'a')")
+    world.sql("UPDATE t SET name = 'b'", "DELETE FROM t")
+    assert letters(world.catch_up()) == [("c", {"id": 11, "name": "a"})]
+    assert _published(world, NAMES.inserts) == ["public.t"]

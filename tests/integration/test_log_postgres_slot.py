@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
+import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -186,6 +188,20 @@ def test_f20_a_slot_without_a_position_is_made_anew(world: World) -> None:
     assert [row["after"]["id"] for row in world.catch_up()] == [2]
 
 
+def test_f84_a_slot_that_a_bus_elsewhere_reads_from_is_not_dropped(world: World) -> None:
+    world.sql("INSERT INTO t VALUES (1, 'a')")
+    other = World(world.url, *world.captures)
+    for _ in range(2):
+        with pytest.raises(SourceError, match=f"{NAMES.slot} is there, and the bus has no position of it") as caught:
+            other.catch_up()
+    assert "`headwater repair db/log` drops it" in caught.value.hint
+    assert len(world.catch_up()) == 1, "the first goes on"
+    drop_slot(_config(world), "test", "db")
+    other.catch_up()
+    world.sql("INSERT INTO t VALUES (2, 'b')")
+    assert len(other.catch_up()) == 1
+
+
 def test_one_process_reads_a_slot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slot, "PATIENCE", 0.2)
     with world.following() as following:
@@ -234,3 +250,23 @@ def test_a_position_of_another_format_is_refused(world: World) -> None:
     world.position = Position(1, 1, b"{}")
     with pytest.raises(SourceError, match="not one of PostgreSQL's log"):
         world.catch_up()
+
+
+def test_f03_f10_a_data_directory_that_was_put_back_is_a_gap(tmp_path: Path) -> None:
+    """A copy made while the server was stopped keeps system identifier, timeline and slot; its log ends earlier."""
+    with PostgresServer(tmp_path / "data") as server:
+        world = _made(server.create_database("restored"))
+        server.stop()
+        copy = server.directory.with_name("copy")
+        subprocess.run(["cp", "-a", str(server.directory), str(copy)], check=True)
+        server.start()
+        world.sql("INSERT INTO t SELECT n, repeat('x', 500) FROM generate_series(1, 1000) n")
+        assert len(world.catch_up()) == 1000
+        server.stop()
+        shutil.rmtree(server.directory)
+        copy.rename(server.directory)
+        server.start()
+        world.sql("INSERT INTO t VALUES (1, 'after')")
+        with pytest.raises(GapError, match=r"the server's log ends at .* put back to an earlier state") as caught:
+            world.catch_up()
+        assert "headwater repair db/log" in caught.value.hint

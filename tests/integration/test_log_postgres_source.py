@@ -11,9 +11,10 @@ import pytest
 
 from headwater.drivers.postgres import connect, execute
 from headwater.errors import SourceError
+from headwater.faults import set_failpoints
 from headwater.model import Op, Order, Reload
 from headwater.protocols import Load
-from tests.log_world import Row, World, captured, letters, wait_until
+from tests.log_world import NAMES, Row, World, captured, letters, wait_until
 
 pytestmark = pytest.mark.needs("postgres")
 
@@ -171,3 +172,80 @@ def test_stop_is_heard_at_once_while_nothing_comes(world: World) -> None:
     slot = world.slot()
     assert slot is not None
     wait_until(lambda: (world.slot() or (0, 0))[1] is None)
+
+
+DROPPED, ADDED = (f"ALTER PUBLICATION {NAMES.publication} {what} TABLE t" for what in ("DROP", "ADD"))
+NARROWED, WIDENED = (
+    f"ALTER PUBLICATION {NAMES.publication} SET (publish = '{publish}')"
+    for publish in ("insert", "insert, update, delete, truncate")
+)
+LEAVES = f"ALTER PUBLICATION {NAMES.publication} SET (publish_via_partition_root = false)"
+
+
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [([NARROWED], []), ([NARROWED], [WIDENED]), ([LEAVES], []), ([DROPPED], []), ([DROPPED], [ADDED])],
+    ids=["narrowed", "narrowed and back", "leaves", "dropped", "dropped and back"],
+)
+def test_f03_a_publication_altered_while_nobody_read_is_a_gap_and_compared(
+    world: World, before: list[str], behind: list[str]
+) -> None:
+    world.sql("DELETE FROM t WHERE id > 10")
+    world.catch_up()
+    world.sql(*before, "UPDATE t SET name = 'unseen' WHERE id = 1", "DELETE FROM t WHERE id = 2", *behind)
+    world.taken.clear()
+    world.catch_up()
+    assert _folded(world.taken) == _table(world), "all rows were read"
+    assert [note.stream for note in world.notes if note.kind == "gap"] == ["s.t"]
+    world.taken.clear()
+    world.catch_up()
+    assert world.taken == []
+
+
+@pytest.mark.parametrize("altered", [DROPPED, NARROWED])
+def test_f03_a_publication_put_right_by_a_start_that_died_is_compared(world: World, altered: str) -> None:
+    """What the start alters is durable at once; what it found is not before the first append."""
+    world.sql("DELETE FROM t WHERE id > 10")
+    world.catch_up()
+    world.sql(altered, "UPDATE t SET name = 'unseen' WHERE id = 1", "DELETE FROM t WHERE id = 2")
+    for _ in range(2):
+        set_failpoints("log.arranged=error:1")
+        with pytest.raises(OSError, match="log.arranged"):
+            world.catch_up()
+        set_failpoints("")
+    world.taken.clear()
+    world.catch_up()
+    assert _folded(world.taken) == _table(world), "all rows were read"
+    assert [note.stream for note in world.notes if note.kind == "gap"] == ["s.t"]
+
+
+def test_f03_a_publication_that_gets_another_table_is_not_a_gap(world: World) -> None:
+    world.catch_up()
+    world.captures = (*world.captures, captured("u", "id"))
+    world.sql("CREATE TABLE u (id int PRIMARY KEY)", f"COMMENT ON PUBLICATION {NAMES.publication} IS 'ours'")
+    world.taken.clear()
+    for _ in range(2):
+        world.catch_up()
+    assert world.taken == []
+    assert "gap" not in {note.kind for note in world.notes}
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_f03_the_only_stream_that_could_not_be_captured_for_a_while_is_compared(world: World, follow: bool) -> None:
+    """That it is away is on the bus before anything else."""
+    world.sql("DELETE FROM t WHERE id > 10")
+    world.catch_up()
+    world.sql("ALTER TABLE t DROP CONSTRAINT t_pkey")
+    if follow:
+        with world.following() as following:
+            following.next()
+            assert list(following.source.broken) == ["s.t"]
+    else:
+        with pytest.raises(SourceError, match="stream s.t"):
+            world.catch_up()
+    world.sql("UPDATE t SET name = 'unseen' WHERE id = 1", "DELETE FROM t WHERE id = 2")
+    world.sql("ALTER TABLE t ADD PRIMARY KEY (id)")
+    world.taken.clear()
+    world.catch_up()
+    assert _folded(world.taken) == _table(world), "all rows were read"
+    assert [note.stream for note in world.notes if note.kind == "gap"] == ["s.t"]

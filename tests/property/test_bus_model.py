@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from headwater.buses.embedded import EmbeddedBus, appending, merging, segments
+from headwater.buses.embedded import EmbeddedBus, appending, files, merging, segments
 from headwater.errors import CursorMismatch
 from headwater.model import Cursor, Events, Mapped, Op, Order, Parked
 from headwater.testing.buses import Bench, changes, declaration, events, position, rejected, rows_of
@@ -191,7 +191,8 @@ LIMITS = settings(max_examples=20, stateful_step_count=15, deadline=None, suppre
 def test_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     """With sizes at which every branch is taken within a few rows."""
     monkeypatch.setattr(segments, "PIECE_ROWS", 4)
-    monkeypatch.setattr(appending, "SPILL_BYTES", 2_000)
+    monkeypatch.setattr(appending, "FILE_BYTES", 2_000)
+    monkeypatch.setattr(files, "MOST_BYTES", 5_000)
     monkeypatch.setattr(merging, "FAN", 3)
     run_state_machine_as_test(BusModel, settings=LIMITS)
 

@@ -379,7 +379,7 @@ def test_the_sink_is_the_source_as_plain_python_maps_it(story: tuple[Shape, Way,
 
 
 @pytest.mark.needs("postgres")
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(story=stories(nul=False))
 def test_a_postgres_sink_is_the_source_as_plain_python_maps_it(
     database: str, story: tuple[Shape, Way, list[Life]]

@@ -105,6 +105,19 @@ def test_help_loads_neither_arrow_nor_pydantic() -> None:
     assert ended.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize(("asked", "given"), [({}, "system"), ({"ARROW_DEFAULT_MEMORY_POOL": "mimalloc"}, "mimalloc")])
+def test_arrow_allocates_as_the_process_does_unless_told_otherwise(asked: dict[str, str], given: str) -> None:
+    code = (
+        "import sys; from headwater.cli import main; sys.argv = ['headwater', '--version']; main();"
+        "import pyarrow; print(pyarrow.default_memory_pool().backend_name)"
+    )
+    clean = {name: value for name, value in os.environ.items() if name != "ARROW_DEFAULT_MEMORY_POOL"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env={**clean, **asked}, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.splitlines()[-1] == given
+
+
 def test_streams_and_sinks_complete(tmp_path: Path) -> None:
     (tmp_path / "headwater.yaml").write_text(
         "headwater: 1\nstreams: {accounts.learner: {}, accounts.team: {}, catalog.course: {}}\nsinks: {archive: {}}\n"

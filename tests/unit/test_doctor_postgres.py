@@ -348,7 +348,10 @@ def test_a_pooler_that_cannot_replicate(postgres_server: PostgresServer, databas
         assert probe(found[""], "pooler").state == "warning"
         refused = probe(found[""], "replication")
         assert refused.state == "problem"
-        assert "a pooler stands before the server" in refused.text
+        assert refused.text.count("a pooler stands before the server") == 1
+        assert refused.fix == "give the server's own address for this source"
+        with pytest.raises(SourceError, match="a pooler stands before the server and cannot replicate"):
+            connect(address, application="test", replication=True)
         assert not pattern(found["t"], "log").possible
         assert pattern(found["t"], "bulk query").possible
 

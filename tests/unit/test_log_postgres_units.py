@@ -17,8 +17,8 @@ from headwater.sources.log_postgres.units import Stored, Units, Whole
 from headwater.wire.pgoutput import Malformed
 
 
-def _frame(message: bytes) -> bytes:
-    return b"w" + struct.pack(">QQq", 0, 0, 0) + message
+def _frame(message: bytes, sent: int = 0) -> bytes:
+    return b"w" + struct.pack(">QQq", 0, 0, sent) + message
 
 
 def _keepalive(end: int, reply: bool = False) -> bytes:
@@ -29,8 +29,8 @@ def _begin(xid: int, lsn: int) -> bytes:
     return _frame(b"B" + struct.pack(">QqI", lsn, 0, xid))
 
 
-def _commit(lsn: int) -> bytes:
-    return _frame(b"C" + struct.pack(">BQQq", 0, lsn, lsn + 8, 0))
+def _commit(lsn: int, sent: int = 0) -> bytes:
+    return _frame(b"C" + struct.pack(">BQQq", 0, lsn, lsn + 8, 0), sent)
 
 
 def _insert(prefix: bytes = b"", size: int = 10) -> bytes:
@@ -80,6 +80,38 @@ def test_whole_transactions_are_one_unit_and_an_open_one_waits(cut: Units) -> No
     _add(cut, _commit(24), _keepalive(32))
     assert _frames(cut.take()) == 3
     assert cut.reached == 32
+
+
+def test_the_log_is_behind_while_its_commits_are_old_when_they_are_sent(cut: Units) -> None:
+    _add(cut, _begin(1, 8), _commit(8, sent=units.OLD))
+    assert not cut.behind
+    _add(cut, _begin(2, 16), _commit(16, sent=units.OLD + 1), _begin(3, 24))
+    assert cut.behind
+    _add(cut, _insert())
+    assert cut.behind
+    _add(cut, _commit(24, sent=5))
+    assert not cut.behind
+    _add(cut, _keepalive(32), _begin(4, 40), _commit(40, sent=units.OLD + 1))
+    assert cut.behind
+    _add(cut, _keepalive(48))
+    assert not cut.behind
+    _add(cut, _begin(5, 56), _commit(56, sent=units.OLD + 1), _keepalive(64))
+    assert not cut.behind
+    _add(cut, _begin(6, 72), _commit(72, sent=units.OLD + 1))
+    cut.caught_up()
+    assert not cut.behind
+
+
+def test_the_log_is_behind_within_what_is_large(cut: Units, monkeypatch: pytest.MonkeyPatch) -> None:
+    _add(cut, _start(1), _insert(b"\0\0\0\1"))
+    assert cut.behind
+    _add(cut, STOP)
+    assert not cut.behind
+    monkeypatch.setattr(units, "LARGE", 100)
+    _add(cut, _begin(2, 8), _insert(size=200))
+    assert cut.behind
+    _add(cut, _commit(8))
+    assert not cut.behind
 
 
 def test_what_is_between_transactions_is_not_kept(cut: Units, monkeypatch: pytest.MonkeyPatch) -> None:

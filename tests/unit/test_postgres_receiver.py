@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psycopg
@@ -14,7 +15,9 @@ import pytest
 from headwater import native
 from headwater.drivers import postgres_receiver
 from headwater.drivers.postgres import connect
-from headwater.drivers.postgres_receiver import DENSE, Pace, Receiver, addresses
+from headwater.drivers.postgres_receiver import DENSE, LONG_NAP, NAP, Pace, Receiver, addresses
+from headwater.errors import NotConnected
+from headwater.sources.log_postgres.stream import Stream
 from headwater.testing.postgres import PostgresServer
 from headwater.wire.pgoutput import kinds, message
 from tests.pgoutput_messages import recorded, slots
@@ -173,9 +176,9 @@ def test_a_stream_is_let_gather_only_while_it_is_dense(monkeypatch: pytest.Monke
     monkeypatch.setattr(time, "sleep", slept.append)
     pace = Pace()
 
-    def receive(messages: int, after: float, *, plenty: bool = False) -> int:
+    def receive(messages: int, after: float, *, plenty: bool = False, hurried: bool = True) -> int:
         clock[0] += after
-        pace.rest()
+        pace.rest(hurried=hurried)
         pace.got(messages, plenty=plenty)
         return len(slept)
 
@@ -187,6 +190,29 @@ def test_a_stream_is_let_gather_only_while_it_is_dense(monkeypatch: pytest.Monke
     assert receive(1000, 0.0001, plenty=True) == 2
     assert receive(1000, 0.0001, plenty=True) == 2  # much at once: goes on at once
     assert receive(1, 1.0) == 2
+    assert receive(1, 1.0, hurried=False) == 3
+    assert receive(1000, 0.0001, plenty=True, hurried=False) == 4
+    assert receive(1000, 0.0001, hurried=False) == 4
+    assert slept == [NAP, NAP, LONG_NAP, LONG_NAP]
+
+
+def test_a_backlog_is_taken_in_pieces_as_large_as_asked_for(start: Start, database: str) -> None:
+    connection = start()
+    stream = Stream(connection, Receiver(connection.pgconn), 0, ended=lambda: NotConnected("ended"))
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            taking = pool.submit(stream.take, 30, 20_000)
+            for number in range(60):
+                run(database, f"INSERT INTO t VALUES ({number}, repeat('x', 500))")
+            taken = taking.result()
+        assert taken is not None
+        assert len(taken[0]) >= 20_000
+        run(database, "INSERT INTO t VALUES (60, 'the last')")
+        began = time.monotonic()
+        assert stream.take(0.3, 1 << 30) is not None  # there is never so much: what came in that time
+        assert time.monotonic() - began >= 0.3
+    finally:
+        stream.close()
 
 
 def test_ends_are_offsets_in_the_buffer(start: Start, database: str) -> None:

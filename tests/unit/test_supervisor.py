@@ -214,6 +214,17 @@ def test_once_delivers_all_that_there_is_to_every_sink_and_ends_well() -> None:
     assert worker(supervisor, "a").rows == 6
 
 
+def test_a_run_that_is_to_end_ends_with_its_last_worker_and_not_at_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headwater.supervisor.TICK", 600.0)
+    parts = Parts()
+    parts.feed(1)
+    thread = threading.Thread(target=Supervisor(parts).run, args=(False,), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert parts.written["b", "shop.item"] == [1]
+
+
 def test_f56_a_sink_with_an_error_that_stays_fails_alone_and_keeps_the_time_since_when() -> None:
     parts = Parts()
     parts.sink_errors["b", "shop.item"] = [CursorMismatch("of another incarnation")]

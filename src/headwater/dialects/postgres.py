@@ -30,6 +30,7 @@ from headwater.drivers.postgres import (
     connect,
     connect_adbc,
     execute,
+    fetched,
     literal,
     prepared,
     quoted,
@@ -253,7 +254,7 @@ class PostgresReader:
         with self._errors():
             cursor.adbc_statement.set_options(**BATCHES)
             cursor.execute(sql)
-            yield from cursor.fetch_record_batch()
+            yield from fetched(cursor)
 
     def _end_statement(self) -> None:
         """Of rows that are left unread, the next statement would first receive all the rest."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -32,13 +33,15 @@ class Unit:
 
     def shifted(self, raw: pa.Array) -> pa.Array:
         """From PostgreSQL's count to Arrow's. Infinities wrap round, as they do in ADBC."""
-        return pc.add(raw, pa.scalar(self.epoch, self.type))
+        if raw.null_count:
+            return pc.add(raw, pa.scalar(self.epoch, self.type))
+        values = raw.to_numpy()  # a kernel costs more than a few rows do
+        return pa.array(np.add(values, self.epoch, dtype=values.dtype))
 
     def limited(self, count: pa.Array) -> pa.Array:
         """Arrow's count, with null for what is out of bounds."""
-        bounds = pc.min_max(count)
-        low, high = bounds["min"].as_py(), bounds["max"].as_py()
-        if low is None or (low >= self.lowest and high <= self.highest):
+        low, high = _bounds(count)
+        if low is None or high is None or (low >= self.lowest and high <= self.highest):
             return count
         inside = pc.and_(pc.greater_equal(count, self.lowest), pc.less_equal(count, self.highest))
         return pc.if_else(inside, count, pa.scalar(None, self.type))
@@ -50,6 +53,15 @@ class Unit:
         bits = self.type.bit_width - 1
         infinite = {2**bits - 1: "infinity", -(2**bits): "-infinity"}
         return pa.array([infinite.get(value) or text(value, zone) for value in raw], pa.string())
+
+
+def _bounds(count: pa.Array) -> tuple[int, int] | tuple[None, None]:
+    """The least and the greatest; None where there is none."""
+    if len(count) and not count.null_count:
+        values = count.to_numpy()
+        return int(values.min()), int(values.max())
+    bounds = pc.min_max(count)
+    return bounds["min"].as_py(), bounds["max"].as_py()
 
 
 _SINCE_1970 = (_EPOCH - datetime.date(1970, 1, 1)).days

@@ -171,12 +171,14 @@ def replication_probe(url: str, server: Server) -> Probe:
         with connect(url, application="headwater doctor", replication=True) as connection:
             execute(connection, "IDENTIFY_SYSTEM")
     except HeadwaterError as error:
-        return _refused(error.message)
+        return _refused(error.message, error.hint)
     return Probe("replication", "good", "a replication connection was made")
 
 
-def _refused(message: str) -> Probe:
-    if re.search(r"unsupported startup parameter|pgbouncer|odyssey|pgcat|supavisor", message, re.IGNORECASE):
+def _refused(message: str, hint: str) -> Probe:
+    if hint:
+        return Probe("replication", "problem", message, hint)
+    if re.search(r"pgbouncer|odyssey|pgcat|supavisor", message, re.IGNORECASE):
         text = f"a pooler stands before the server and cannot replicate: {message}"
         return Probe("replication", "problem", text, "give the server's own address for this source")
     if "pg_hba.conf" in message:

@@ -7,7 +7,7 @@ text of a value is the same whichever connection it came through (F24).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from headwater.redaction import redacted, refuse_ambiguous
 
 if TYPE_CHECKING:
     import psycopg
+    import pyarrow as pa
     from adbc_driver_manager import dbapi
 
 PRINTING = (
@@ -35,8 +36,6 @@ that the server ended."""
 GIVEN_WAY = ("40", "55006")
 """Of what passes on a connection that goes on: a transaction that was rolled back for others' sake (on a standby: for
 what it had to replay), a slot or object in use."""
-REPLAYED = "conflict with recovery"
-"""What a standby says then; within its rows, ADBC has no SQLSTATE of it."""
 
 
 def connect(url: str, *, application: str, replication: bool = False, connect_timeout: int = 10) -> psycopg.Connection:
@@ -54,8 +53,18 @@ def connect(url: str, *, application: str, replication: bool = False, connect_ti
         connection: psycopg.Connection = library.connect(url, autocommit=True, prepare_threshold=None, **settings)
         connection.pgconn.exec_(PRINTING.encode())
     except (library.Error, UnicodeError) as error:  # psycopg resolves hosts itself; not every text can be one
-        raise translated(error, url) from error
+        known = translated(error, url)
+        if replication and UNREPLICATING in known.message:
+            raise SourceError(
+                f"a pooler stands before the server and cannot replicate: {known.message}",
+                hint="give the server's own address for this source",
+            ) from error
+        raise known from error
     return connection
+
+
+UNREPLICATING = "unsupported startup parameter"
+"""What PgBouncer before 1.23 says when it is asked to replicate."""
 
 
 def connect_adbc(url: str, *, application: str) -> dbapi.Connection:
@@ -127,6 +136,14 @@ def prepared(connection: psycopg.Connection, sql: str) -> Prepared:
     return Prepared(found, result.param_type(0) if result.nparams else 0)
 
 
+def fetched(cursor: dbapi.Cursor) -> Iterator[pa.RecordBatch]:
+    """What a statement that was executed gives. `fetch_record_batch` hands out a reader beneath this one, whose errors
+    are texts alone, in the server's language; this one looks up their SQLSTATE.
+    """
+    if (results := cursor._results) is not None:
+        yield from results.reader
+
+
 def adbc_errors() -> tuple[type[Exception], ...]:
     """What ADBC raises: of a statement, and of a reader within its rows."""
     import pyarrow as pa
@@ -138,12 +155,12 @@ def adbc_errors() -> tuple[type[Exception], ...]:
 def translated(error: Exception, url: str) -> HeadwaterError:
     """`NotConnected` for what passes, `SourceError` for the rest; `url` is shown without its secrets.
 
-    `error`: psycopg's or ADBC's, or the OSError that a reader of ADBC's raises within its rows.
+    `error`: psycopg's or ADBC's, or an OSError. Nothing is made of the server's words, which are in its language.
     """
     state = getattr(error, "sqlstate", None) or ""
     text, _, _ = str(error).partition("\n\nQuery was:")  # the statement may hold values of rows (F81)
     where = f"{redacted(url)}: " if url else ""
-    away = state.startswith((*LOST, *GIVEN_WAY)) if state else _is_lost(error, text)
+    away = state.startswith((*LOST, *GIVEN_WAY)) if state else _is_lost(error)
     kind = NotConnected if away else SourceError
     hint = _LACKING if state == PRIVILEGE else ""
     return kind(f"{where}{text.strip() or type(error).__name__}", hint=hint)
@@ -154,14 +171,12 @@ PRIVILEGE = "42501"
 _LACKING = "`headwater grants` prints the privileges that are needed, each as a GRANT, and what of them is missing"
 
 
-def _is_lost(error: Exception, text: str) -> bool:
+def _is_lost(error: Exception) -> bool:
     """Without an SQLSTATE: did the connection fail, rather than a statement on it?"""
     status = getattr(error, "status_code", None)
     if status is not None:
         return bool(status.name in ("IO", "TIMEOUT"))
-    if isinstance(error, OSError):
-        return "Execution error" not in text or "FATAL:" in text or REPLAYED in text
-    return type(error).__name__ in ("OperationalError", "InterfaceError")
+    return isinstance(error, OSError) or type(error).__name__ in ("OperationalError", "InterfaceError")
 
 
 def quoted(name: str) -> str:

@@ -26,8 +26,8 @@ from headwater import native
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
 
-NAP = 300e-6
-"""Seconds for which a dense stream may gather."""
+NAP, LONG_NAP = 300e-6, 3e-3
+"""Seconds for which a dense stream may gather, and a backlog."""
 
 PLENTY = 65_536
 """Bytes: whoever gets as many at once goes on at once."""
@@ -53,15 +53,18 @@ class Receiver:
         self._pace = Pace()
         self._ended = False
 
-    def receive(self, budget: int, timeout: float) -> tuple[memoryview, NDArray[np.int64]] | None:
+    def receive(
+        self, budget: int, timeout: float, *, hurried: bool = True
+    ) -> tuple[memoryview, NDArray[np.int64]] | None:
         """What is there, up to the frame with which `budget` bytes are reached; waits for something, `timeout` seconds.
 
-        Empty when nothing came. None: the server has ended the stream, or the connection is lost: see
-        `pgconn.get_result()` and `pgconn.error_message`.
+        Without `hurried` the stream is left to gather, even before its first message. Empty when nothing came. None:
+        the server has ended the stream, or the connection is lost: see `pgconn.get_result()` and
+        `pgconn.error_message`.
         """
         if self._ended:
             return None
-        self._pace.rest()
+        self._pace.rest(hurried=hurried)
         data, ends, self._ended = self._collect(budget)
         if not len(ends) and not self._ended:
             self._poll.poll(timeout * 1000)
@@ -78,12 +81,12 @@ class Pace:
         self._last = 0.0
         self._plenty = False
 
-    @property
-    def dense(self) -> bool:
-        return self._recent > DENSE and not self._plenty
-
-    def rest(self) -> None:
-        if self.dense:
+    def rest(self, *, hurried: bool) -> None:
+        if self._plenty:
+            return
+        if not hurried:
+            time.sleep(LONG_NAP)
+        elif self._recent > DENSE:
             time.sleep(NAP)
 
     def got(self, messages: int, *, plenty: bool) -> None:

@@ -192,6 +192,11 @@ def frame_start(frame: memoryview) -> int:
     return int(_fields(">QQ", frame, 1)[0])
 
 
+def sent_at(frame: memoryview) -> int:
+    """When the server sent a frame `w`, in microseconds since 1970 by its own clock."""
+    return _time(_fields(">q", frame, 17)[0])
+
+
 def keepalive(frame: memoryview) -> Keepalive:
     end, clock, reply = _whole(">QqB", frame, 1)
     return Keepalive(end, _time(clock), bool(reply))

@@ -1,4 +1,4 @@
-"""The embedded bus: streams in one SQLite file on a local disk, for the processes of one host."""
+"""The embedded bus: streams in one SQLite file, and files beside it, on a local disk, for the processes of one host."""
 
 from __future__ import annotations
 

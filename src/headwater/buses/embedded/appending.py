@@ -1,25 +1,31 @@
 """The appender: events, rejected and parked changes, notes and the position, in one atomic step.
 
-A small append is one transaction. A large one writes its segments at and beyond the streams' heads in several
-transactions, which no reader sees, and one small transaction then moves the heads; what a crash leaves beyond a head
-is deleted when the next appender opens the bus. So memory stays bounded by `SPILL_BYTES`, whatever the size.
+A small append is one transaction. A large one first writes its segments to a file, a few at a time, and makes them
+durable; the one transaction then holds only rows that name them (`files`). So memory stays bounded by `FILE_BYTES` and
+a piece, whatever the size, and nothing large goes through SQLite's log.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from headwater.buses.embedded import segments, streams, waiting
+import pyarrow as pa
+
+from headwater.buses.embedded import files, segments, streams, waiting
+from headwater.buses.embedded.files import Place
 from headwater.buses.embedded.segments import Encoded
 from headwater.buses.embedded.store import Connection, Store
 from headwater.errors import BusError, BusFull
 from headwater.faults import failpoint
 from headwater.model import Mapped, Note, Position
 
-SPILL_BYTES = 32 * 2**20
+FILE_BYTES = 512 * 1024
+"""Appends of so many encoded bytes go to a file: one more wait for the disk, and each byte written once."""
 PURGE = 64
 """Segments deleted in one transaction."""
 
@@ -40,16 +46,27 @@ class _Tail:
     newest: bytes | None
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A segment as it will be stored. `row`: the columns that need no connection."""
+
+    shape: segments.Shape
+    row: tuple[Any, ...]
+    records: pa.Buffer | Place
+
+
 @dataclass(slots=True)
 class _Step:
-    """One append under way."""
+    """One append under way. `doubtful`: from here on, a failure leaves open whether it was committed."""
 
     now: int
     total: int = 0
     tails: dict[str, _Tail] = field(default_factory=dict)
     waiting: list[tuple[str, Encoded]] = field(default_factory=list)
     waiting_bytes: int = 0
-    spilled: bool = False
+    ready: list[Ready] = field(default_factory=list)
+    in_file: bool = False
+    doubtful: bool = False
 
 
 class Appender:
@@ -62,8 +79,9 @@ class Appender:
         self._store = store
         self._limits = limits
         self._codec = codec
-        self._leftovers = True
-        self._purge()
+        purge(store)
+        self.writer = files.writer(store)
+        files.sweep(store, self.writer)
 
     def append(self, mapped: Mapped, source: str, position: Position) -> None:
         with self.lock, self._step() as step:
@@ -85,8 +103,20 @@ class Appender:
                 failpoint("bus.settle.before_commit")
         failpoint("bus.settle.after_commit")
 
-    def _step(self) -> _Cleanly:
-        return _Cleanly(self)
+    @contextlib.contextmanager
+    def _step(self) -> Iterator[_Step]:
+        """What a step that fails has written to a file goes again."""
+        step = _Step(streams.micros())
+        try:
+            yield step
+        except BaseException:
+            if step.doubtful:
+                self.writer.abandon()
+            elif step.in_file:
+                self.writer.undo()
+            raise
+        if step.in_file:
+            self.writer.keep()
 
     def _take(self, step: _Step, mapped: Mapped) -> None:
         for stream, shape, batch in segments.pieces(mapped.events):
@@ -94,18 +124,21 @@ class Appender:
             step.waiting.append((stream, item))
             step.waiting_bytes += len(item.data)
             failpoint("bus.append.encoded")
-            if step.waiting_bytes >= SPILL_BYTES:
-                self._spill(step)
+            if step.waiting_bytes >= FILE_BYTES:
+                self._write(step)
+        if step.in_file:
+            self._write(step)
+            self.writer.sync()
 
-    def _spill(self, step: _Step) -> None:
-        step.spilled = True
-        with self._store.write() as connection:
+    def _write(self, step: _Step) -> None:
+        """The segments that wait, to the file."""
+        step.in_file = True
+        with self._store.snapshot() as connection:
             self._place(connection, step)
-        failpoint("bus.append.spilled")
 
     def _place(self, connection: Connection, step: _Step) -> None:
-        """Write the segments that wait; from each stream's head on, in the sequence in which they came."""
-        if not step.total:
+        """Give the segments that wait their places, from each stream's head on, in the sequence in which they came."""
+        if not step.total and self._limits.max_bytes is not None:
             step.total = _total(connection)
         for stream, item in step.waiting:
             tail = step.tails.get(stream) or _tail(connection, stream)
@@ -113,8 +146,9 @@ class Appender:
             tail.nbytes += len(item.data)
             step.total += len(item.data)
             self._check_limits(connection, tail, step.total)
-            insert(connection, tail.row.id, (tail.next, tail.next + item.count), item, step.now)
+            place = self.writer.write(item.data) if step.in_file else None
             self.fresh[tail.row.id] += 1
+            step.ready.append(ready(tail.row.id, (tail.next, tail.next + item.count), item, step.now, place))
             tail.next += item.count
             tail.newest = max(tail.newest or b"", item.orders[1])
         step.waiting, step.waiting_bytes = [], 0
@@ -130,6 +164,8 @@ class Appender:
 
     def _finish(self, connection: Connection, step: _Step, mapped: Mapped, source: str | None) -> None:
         self._place(connection, step)
+        for segment in step.ready:
+            insert(connection, segment)
         for tail in step.tails.values():
             _move_head(connection, tail, step.now)
         failpoint("bus.append.heads_moved")
@@ -140,44 +176,30 @@ class Appender:
         for rejected in mapped.rejected:
             waiting.reject(connection, rejected, source, step.now)
         waiting.flow_again(connection)
-
-    def _purge(self) -> None:
-        if self._leftovers:
-            purge(self._store)
-            self._leftovers = False
+        step.doubtful = step.in_file
 
 
-class _Cleanly:
-    """The frame of a step: what an earlier failure left beyond a head goes first, and what this one leaves, last."""
-
-    def __init__(self, appender: Appender) -> None:
-        self._appender = appender
-        self._step = _Step(streams.micros())
-
-    def __enter__(self) -> _Step:
-        self._appender._purge()
-        return self._step
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is not None and self._step.spilled:
-            self._appender._leftovers = True
-
-
-def insert(connection: Connection, stream: int, offsets: tuple[int, int], item: Encoded, appended: int) -> None:
-    """Store a segment for the offsets from the first up to, not including, the second."""
+def ready(stream: int, offsets: tuple[int, int], item: Encoded, appended: int, place: Place | None = None) -> Ready:
+    """A segment for the offsets from the first up to, not including, the second."""
     shape = item.shape
     row = (
-        stream, *offsets, item.count, item.deletes, *item.times, appended, *item.orders, shape_id(connection, shape),
-        shape.type, shape.version, shape.source, shape.seed, shape.content_ids, item.codec, len(item.data),
+        stream, *offsets, item.count, item.deletes, *item.times, appended, *item.orders, shape.type, shape.version,
+        shape.source, shape.seed, shape.content_ids, item.codec, len(item.data),
         segments.checksum(item.data, *offsets, item.count),
     )  # fmt: skip
+    return Ready(shape, row, item.data if place is None else place)
+
+
+def insert(connection: Connection, segment: Ready) -> None:
+    place = (segment.records.file, segment.records.at) if isinstance(segment.records, Place) else (None, None)
     made = connection.execute(
         "INSERT INTO segment (stream, base, next, count, deletes, min_time, max_time, appended, min_order, max_order,"
-        " shape, type, version, source, seed, content_ids, codec, nbytes, crc)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        row,
+        " type, version, source, seed, content_ids, codec, nbytes, crc, shape, file, place)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*segment.row, shape_id(connection, segment.shape), *place),
     )
-    connection.execute("INSERT INTO records (segment, data) VALUES (?, ?)", (made.lastrowid, item.data))
+    if not isinstance(segment.records, Place):
+        connection.execute("INSERT INTO records (segment, data) VALUES (?, ?)", (made.lastrowid, segment.records))
 
 
 def shape_id(connection: Connection, shape: segments.Shape) -> int:
@@ -197,13 +219,11 @@ def delete(connection: Connection, ids: Sequence[int]) -> None:
 
 
 def purge(store: Store) -> None:
-    """Delete segments that lie beyond their stream's head, or whose stream is gone."""
+    """Delete segments whose stream is gone."""
     while True:
         with store.write() as connection:
             found = connection.execute(
-                "SELECT g.id FROM segment g LEFT JOIN stream s ON s.id = g.stream"
-                " WHERE s.id IS NULL OR g.base >= s.head LIMIT ?",
-                (PURGE,),
+                "SELECT id FROM segment WHERE stream NOT IN (SELECT id FROM stream) LIMIT ?", (PURGE,)
             )
             ids = [number for (number,) in found]
             delete(connection, ids)

@@ -1,4 +1,6 @@
-"""The embedded bus: the `Bus` protocol over one SQLite file. What each call does lies in the modules beside this one.
+"""The embedded bus: the `Bus` protocol over SQLite, and files for what is large.
+
+What each call does lies in the modules beside this one.
 
 One process appends, for which it holds a lock file; any number of processes of the same host read, commit cursors,
 pause and resume.
@@ -20,7 +22,7 @@ from headwater.protocols import Declaration, GroupState, PlacedNote, RejectedRow
 
 
 class EmbeddedBus:
-    """`directory` holds bus.db, its write-ahead log and the appender's lock."""
+    """`directory` holds bus.db, its write-ahead log, segment files and the appender's lock."""
 
     def __init__(self, directory: Path, *, append: bool, limits: Limits, codec: str = "lz4") -> None:
         self.directory = directory
@@ -82,6 +84,8 @@ class EmbeddedBus:
 
     def close(self) -> None:
         self.stop()
+        if self._appender is not None:
+            self._appender.writer.close()
         self._store.close()
         self._unlock()
 

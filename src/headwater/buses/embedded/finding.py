@@ -12,15 +12,14 @@ from headwater.buses.embedded.segments import Decoded
 from headwater.buses.embedded.store import Connection, Store
 from headwater.model import Order
 
-_COLUMNS = "g.base, g.next, g.count, g.crc, g.shape, r.data, g.appended"
+_SEGMENTS = f"SELECT {reading.STORED}, g.appended FROM {reading.FROM} WHERE g.stream = ?"
 
 
 def offset_after(store: Store, shapes: Shapes, connection: Connection, stream: str, order: Order) -> int:
     row = streams.find(connection, stream)
     found = connection.execute(
-        f"SELECT {_COLUMNS} FROM segment g JOIN records r ON r.segment = g.id WHERE g.stream = ? AND g.base < ?"
-        " AND g.max_order > ? ORDER BY g.base LIMIT 1",
-        (row.id, row.head, segments.order_bytes(order)),
+        f"{_SEGMENTS} AND g.max_order > ? ORDER BY g.base LIMIT 1",
+        (row.id, segments.order_bytes(order)),
     ).fetchone()
     if found is None:
         return row.head
@@ -31,11 +30,7 @@ def offset_after(store: Store, shapes: Shapes, connection: Connection, stream: s
 
 def offset_at(store: Store, shapes: Shapes, connection: Connection, stream: str, time: int) -> int:
     row = streams.find(connection, stream)
-    found = connection.execute(
-        f"SELECT {_COLUMNS} FROM segment g JOIN records r ON r.segment = g.id WHERE g.stream = ? AND g.base < ?"
-        " AND g.max_time >= ? ORDER BY g.base LIMIT 1",
-        (row.id, row.head, time),
-    ).fetchone()
+    found = connection.execute(f"{_SEGMENTS} AND g.max_time >= ? ORDER BY g.base LIMIT 1", (row.id, time)).fetchone()
     if found is None:
         return row.head
     opened, appended = _decoded(store, shapes, connection, stream, found)

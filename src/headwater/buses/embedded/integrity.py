@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from headwater.buses.embedded import reading, segments, store, streams, waiting
-from headwater.buses.embedded.reading import Shapes
+from headwater.buses.embedded.reading import Shapes, Stored
 from headwater.buses.embedded.store import Connection, Store
 from headwater.errors import BusDamaged
 
@@ -27,9 +27,8 @@ def check(bus: Store, shapes: Shapes) -> list[str]:
 
 
 _SEGMENTS = (
-    "SELECT g.base, g.next, g.count, g.crc, g.shape, r.data, g.appended, g.min_time, g.max_time, g.min_order,"
-    " g.max_order, g.deletes, g.nbytes FROM segment g LEFT JOIN records r ON r.segment = g.id"
-    " WHERE g.stream = ? AND g.base < ? ORDER BY g.base"
+    "SELECT g.appended, g.min_time, g.max_time, g.min_order, g.max_order, g.deletes,"
+    f" {reading.STORED} FROM {reading.FROM} WHERE g.stream = ? ORDER BY g.base"
 )
 
 
@@ -37,11 +36,12 @@ def _stream(bus: Store, shapes: Shapes, connection: Connection, name: str) -> It
     row = streams.find(connection, name)
     holes = streams.contract_of(connection, row.id).retention.compacted or _compacted(connection, row.id)
     place, nbytes = row.floor, 0
-    for base, end, *stored, size in connection.execute(_SEGMENTS, (row.id, row.head)):
-        if base < place or (base > place and not holes):
-            yield f"stream `{name}`: a segment begins at offset {base}, and {place} is expected"
-        yield from _segment(bus, shapes, connection, (name, base, end, *stored))
-        place, nbytes = end, nbytes + size
+    for appended, *facts in connection.execute(_SEGMENTS, (row.id,)):
+        stored = reading.Stored(name, *facts[5:])
+        if stored.base < place or (stored.base > place and not holes):
+            yield f"stream `{name}`: a segment begins at offset {stored.base}, and {place} is expected"
+        yield from _segment(bus, shapes, connection, stored, (appended, *facts[:5]))
+        place, nbytes = stored.next, nbytes + stored.nbytes
     if place != row.head:
         yield f"stream `{name}`: it ends at offset {place}, and {row.head} is expected"
     if nbytes != row.nbytes:
@@ -53,14 +53,16 @@ def _compacted(connection: Connection, stream: int) -> bool:
     return bool(place)
 
 
-def _segment(bus: Store, shapes: Shapes, connection: Connection, row: tuple[Any, ...]) -> Iterator[str]:
-    name, base, end, count, crc, shape, data, appended, *facts = row
+def _segment(
+    bus: Store, shapes: Shapes, connection: Connection, stored: Stored, noted: tuple[Any, ...]
+) -> Iterator[str]:
     try:
-        found = reading.opened(bus, shapes, connection, reading.Stored(name, base, end, count, crc, shape, data))
+        found = reading.opened(bus, shapes, connection, stored)
     except BusDamaged as error:
         yield error.message
         return
-    where = f"stream `{name}`, offsets {base} to {end - 1}"
+    base, end, (appended, *facts) = stored.base, stored.next, noted
+    where = f"stream `{stored.stream}`, offsets {base} to {end - 1}"
     offsets = found.offsets.to_numpy().astype(np.int64)
     if offsets[0] != base or offsets[-1] >= end or np.any(np.diff(offsets) <= 0):
         yield f"{where}: the offsets of the events do not rise within these bounds"
@@ -89,7 +91,7 @@ def _waiting(connection: Connection) -> Iterator[str]:
 
 def _orphans(connection: Connection) -> Iterator[str]:
     (count,) = connection.execute(
-        "SELECT count(*) FROM records WHERE segment NOT IN (SELECT id FROM segment)"
+        "SELECT count(*) FROM records WHERE segment NOT IN (SELECT id FROM segment WHERE file IS NULL)"
     ).fetchone()
     if count:
         yield f"{count} record batches belong to no segment"

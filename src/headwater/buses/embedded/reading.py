@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headwater.buses.embedded import segments, streams
+from headwater.buses.embedded import files, segments, streams
 from headwater.buses.embedded.segments import Decoded, Shape
 from headwater.buses.embedded.store import Connection, Store, damaged, reading, translated
 from headwater.errors import BusError, HistoryGone
@@ -89,6 +89,8 @@ class Reader:
             self._gone = row.gone if request.after is None or self._place == 0 else 0
             self._check_kept(connection, row)
         self._end = None if request.follow else row.head
+        self._head = row.head
+        """As it was seen last."""
         self._after = request.after
         self._incarnation = row.incarnation
         self._id = row.id
@@ -102,7 +104,9 @@ class Reader:
                     found = self._fetch(connection)
                 if found:
                     yield from self._handed_on(found)
-                elif self._end is not None or not self._wait(connection, count, version):
+                    if self._place < self._head:
+                        continue
+                if self._end is not None or not self._wait(connection, count, version):
                     return
         finally:
             self._store.give_back(connection)
@@ -131,6 +135,7 @@ class Reader:
                     hint="read it again, from the beginning",
                 )
             self._check_kept(connection, row)
+            self._head = row.head
             end = row.head if self._end is None else self._end
             return fetch(self._store, self._shapes, connection, Span(row, self._place, end, self._request.limit))
 
@@ -180,9 +185,11 @@ class _Chunk:
     next: int
 
 
-_SEGMENTS = """
-SELECT g.base, g.next, g.count, g.crc, g.shape, g.type, g.version, g.source, g.seed, g.content_ids, r.data
-FROM segment g LEFT JOIN records r ON r.segment = g.id
+STORED = "g.base, g.next, g.count, g.crc, g.shape, g.file, g.place, g.nbytes, r.data"
+"""What `Stored` is made of, behind the stream's name, from `FROM`."""
+FROM = "segment g LEFT JOIN records r ON r.segment = g.id"
+_SEGMENTS = f"""
+SELECT g.type, g.version, g.source, g.seed, g.content_ids, {STORED} FROM {FROM}
 WHERE g.stream = :stream AND g.base < :end
   AND g.base >= coalesce((SELECT max(base) FROM segment WHERE stream = :stream AND base <= :place), :place)
 ORDER BY g.base
@@ -196,15 +203,17 @@ def fetch(store: Store, shapes: Shapes, connection: Connection, span: Span) -> _
     place, rows, nbytes = span.place, 0, 0
     most = min(span.limit or JOIN_ROWS, JOIN_ROWS)
     bounds = {"stream": span.row.id, "place": span.place, "end": span.end}
-    for base, end, count, crc, *kind, data in connection.execute(_SEGMENTS, bounds):
-        if end <= span.place:
+    for row in connection.execute(_SEGMENTS, bounds):
+        found = Stored(span.row.name, *row[5:])
+        kind, count = (found.shape, *row[:5]), found.count
+        if found.next <= span.place:
             continue
-        if first is not None and (tuple(kind) != first or rows + count > most or nbytes > JOIN_BYTES or count >= LARGE):
+        if first is not None and (kind != first or rows + count > most or nbytes > JOIN_BYTES or count >= LARGE):
             break
-        first = tuple(kind)
-        part = opened(store, shapes, connection, Stored(span.row.name, base, end, count, crc, first[0], data))
+        first = kind
+        part = opened(store, shapes, connection, found)
         parts.append(_clipped(part, span.place, span.end))
-        place, rows, nbytes = min(end, span.end), rows + count, nbytes + part.data.nbytes
+        place, rows, nbytes = min(found.next, span.end), rows + count, nbytes + part.data.nbytes
         if count >= LARGE:
             break
     if first is None:
@@ -216,23 +225,33 @@ def fetch(store: Store, shapes: Shapes, connection: Connection, span: Span) -> _
 
 @dataclass(frozen=True, slots=True)
 class Stored:
+    """A segment as it is stored: with its records, or the place of `nbytes` of them in a file."""
+
     stream: str
     base: int
     next: int
     count: int
     crc: int
     shape: int
+    file: int | None
+    place: int
+    nbytes: int
     data: bytes | None
 
 
 def opened(store: Store, shapes: Shapes, connection: Connection, stored: Stored) -> Decoded:
+    """Within the transaction that found it: a file stays for so long."""
     where = f"stream `{stored.stream}`, offsets {stored.base} to {stored.next - 1}"
-    if stored.data is None:
+    data = stored.data
+    if stored.file is not None:
+        where = f"{where}, {files.path_of(store.path, stored.file)}"
+        data = files.read(store.path, files.Place(stored.file, stored.place), stored.nbytes, where)
+    if data is None:
         raise damaged(store.path, f"{where}: the records are missing")
-    if segments.checksum(stored.data, stored.base, stored.next, stored.count) != stored.crc:
+    if segments.checksum(data, stored.base, stored.next, stored.count) != stored.crc:
         raise damaged(store.path, f"{where}: the checksum does not match")
     try:
-        found = segments.decoded(stored.data, shapes.schema(connection, stored.shape), stored.base)
+        found = segments.decoded(data, shapes.schema(connection, stored.shape), stored.base)
     except (pa.ArrowException, OSError) as error:
         raise damaged(store.path, f"{where}: cannot be decoded: {error}") from error
     if found.data.num_rows != stored.count:
@@ -265,9 +284,7 @@ def _start(connection: Connection, row: streams.Row, after: Cursor | None) -> in
 
 
 def first_offset(connection: Connection, row: streams.Row) -> int:
-    first = connection.execute(
-        "SELECT min(base) FROM segment WHERE stream = ? AND base < ?", (row.id, row.head)
-    ).fetchone()[0]
+    first = connection.execute("SELECT min(base) FROM segment WHERE stream = ?", (row.id,)).fetchone()[0]
     return row.head if first is None else int(first)
 
 

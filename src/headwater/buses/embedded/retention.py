@@ -1,4 +1,4 @@
-"""What is kept for how long, and the upkeep that sees to it: dropping by age, merging and compaction.
+"""What is kept for how long, and the upkeep that sees to it: dropping by age, merging, compaction, and files.
 
 Nothing that a declared group has yet to read is dropped when the contract says `until_consumed`; the groups that hold
 something back are named, with the command that releases them.
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from headwater.buses.embedded import appending, compaction, merging, streams
+from headwater.buses.embedded import appending, compaction, files, merging, streams
 from headwater.buses.embedded.appending import Appender
 from headwater.buses.embedded.reading import Shapes
 from headwater.buses.embedded.rewriting import Kept, Workshop
@@ -76,6 +76,7 @@ class Upkeep:
                 limit = 2**62 if stream.consumed is None else stream.consumed
                 bounds = compaction.Bounds(stream.compacted, limit, now)
                 yield from compaction.steps(shop, stream.contract, bounds)
+        yield from files.steps(self._store, self._appender.writer)
 
 
 def _streams(connection: Connection) -> list[_Stream]:
@@ -124,7 +125,7 @@ def _is_old(appended: int, retention: Retention, consumed: int | None, now: int)
 
 _WAITING = """
 SELECT r.name, coalesce(r.next, 0), r.committed, s.head - coalesce(r.next, 0),
-       (SELECT coalesce(sum(nbytes), 0) FROM segment WHERE stream = s.id AND base < s.head AND appended <= :due
+       (SELECT coalesce(sum(nbytes), 0) FROM segment WHERE stream = s.id AND appended <= :due
         AND next > coalesce(r.next, 0))
 FROM reader r JOIN stream s ON s.id = r.stream
 WHERE s.id = :stream AND r.declared AND NOT r.released AND coalesce(r.next, 0) < s.head

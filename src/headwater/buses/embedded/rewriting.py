@@ -17,6 +17,7 @@ from headwater.buses.embedded.appending import Appender
 from headwater.buses.embedded.reading import Shapes
 from headwater.buses.embedded.segments import APPENDED, OFFSET, Decoded, Encoded, Shape
 from headwater.buses.embedded.store import Connection, Store
+from headwater.errors import BusError
 from headwater.faults import failpoint
 
 
@@ -58,22 +59,20 @@ class Workshop:
     name: str
 
     def kept(self, *, condition: str = "1", values: Sequence[Any] = ()) -> list[Kept]:
-        """The stream's visible segments, in offset order."""
+        """The stream's segments, in offset order."""
         with self.store.snapshot() as connection:
             rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM segment WHERE stream = ?"
-                f" AND base < (SELECT head FROM stream WHERE id = segment.stream) AND {condition} ORDER BY base",
-                (self.id, *values),
+                f"SELECT {_COLUMNS} FROM segment WHERE stream = ? AND {condition} ORDER BY base", (self.id, *values)
             )
             return [Kept(*row) for row in rows]
 
     def load(self, kept: Kept) -> Decoded:
         with self.store.snapshot() as connection:
-            row = connection.execute("SELECT data FROM records WHERE segment = ?", (kept.id,)).fetchone()
-            stored = reading.Stored(
-                self.name, kept.base, kept.next, kept.count, kept.crc, kept.shape, row[0] if row else None
-            )
-            return reading.opened(self.store, self.shapes, connection, stored)
+            query = f"SELECT {reading.STORED} FROM {reading.FROM} WHERE g.id = ?"
+            row = connection.execute(query, (kept.id,)).fetchone()
+            if row is None:
+                raise BusError(f"stream `{self.name}` was dropped while its segments were rewritten")
+            return reading.opened(self.store, self.shapes, connection, reading.Stored(self.name, *row))
 
     def schema(self, kept: Kept) -> pa.Schema:
         """Of its events: without the bus's own columns."""
@@ -104,7 +103,7 @@ class Workshop:
         appending.delete(connection, [kept.id for kept in old])
         failpoint("bus.rewrite.deleted")
         if new is not None:
-            appending.insert(connection, self.id, (base, old[-1].next), new, appended)
+            appending.insert(connection, appending.ready(self.id, (base, old[-1].next), new, appended))
         return True
 
     def without(self, kept: Kept, events: Decoded, mask: pa.Array) -> tuple[Encoded | None, int]:

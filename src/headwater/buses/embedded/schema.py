@@ -2,16 +2,29 @@
 
 `PRAGMA user_version` is the format; `application_id` says that the file is a bus. An order (epoch, commit, index) is
 stored as 16 bytes, big-endian, so that SQLite compares it as the triple. Times are microseconds since 1970, UTC.
-Record batches are Arrow IPC messages without their schema, which is stored once in `shape`; blobs lie in tables of
-their own, so that looking through the rows beside them touches no overflow page.
+Record batches are Arrow IPC messages without their schema, which is stored once in `shape`; those of large appends lie
+in files (`files`), the others as blobs in tables of their own, so that looking through the rows beside them touches no
+overflow page.
 """
 
 from __future__ import annotations
 
 APPLICATION_ID = 0x48445754  # "HDWT"
-FORMAT = 1
+FORMAT = 2
 
-MIGRATIONS: dict[int, tuple[str, ...]] = {}
+_FILES = "CREATE INDEX segment_file ON segment (file, place, nbytes) WHERE file IS NOT NULL"
+_BEYOND = "SELECT g.id FROM segment g JOIN stream s ON s.id = g.stream WHERE g.base >= s.head"
+
+MIGRATIONS: dict[int, tuple[str, ...]] = {
+    1: (
+        # Format 1 wrote large appends in several transactions, and a crash could leave some of them beyond a head.
+        f"DELETE FROM records WHERE segment IN ({_BEYOND})",
+        f"DELETE FROM segment WHERE id IN ({_BEYOND})",
+        "ALTER TABLE segment ADD COLUMN file INTEGER",
+        "ALTER TABLE segment ADD COLUMN place INTEGER",
+        _FILES,
+    )
+}
 """Format -> the statements that make it the next format; all steps run in one transaction."""
 
 TABLES = (
@@ -62,9 +75,12 @@ TABLES = (
         content_ids INTEGER NOT NULL,
         codec TEXT NOT NULL,
         nbytes INTEGER NOT NULL,
-        crc INTEGER NOT NULL
+        crc INTEGER NOT NULL,
+        file INTEGER,
+        place INTEGER
     )""",
-    # appended: when the newest of its events was appended.
+    # appended: when the newest of its events was appended. file, place: where the records lie, unless they are a blob.
+    _FILES,
     "CREATE UNIQUE INDEX segment_place ON segment (stream, base)",
     "CREATE TABLE records (segment INTEGER PRIMARY KEY, data BLOB NOT NULL)",
     "CREATE TABLE position (source TEXT PRIMARY KEY, epoch INTEGER NOT NULL, place TEXT NOT NULL,"

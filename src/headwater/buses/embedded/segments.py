@@ -61,7 +61,7 @@ class Encoded:
     orders: tuple[bytes, bytes]
     deletes: int
     codec: str
-    data: bytes
+    data: pa.Buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,20 +141,20 @@ def deletes(batch: pa.RecordBatch) -> int:
     return int(np.count_nonzero(batch.column("_op").to_numpy() == int(Op.DELETE)))
 
 
-def message(batch: pa.RecordBatch, codec: str) -> tuple[bytes, str]:
+def message(batch: pa.RecordBatch, codec: str) -> tuple[pa.Buffer, str]:
     """The IPC message of a batch, without schema, and the codec that was used."""
     _refuse_dictionaries(batch.schema)
     used = "none" if batch.nbytes < SMALL_BYTES else codec
     if used == "none":
-        return batch.serialize().to_pybytes(), used
+        return batch.serialize(), used
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=used)
     with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
         writer.write_batch(batch)
-    return sink.getvalue().slice(batch.schema.serialize().size).to_pybytes(), used
+    return sink.getvalue().slice(batch.schema.serialize().size), used
 
 
-def decoded(data: bytes, schema: pa.Schema, base: int) -> Decoded:
+def decoded(data: bytes | pa.Buffer, schema: pa.Schema, base: int) -> Decoded:
     """The record batch of a message, the bus's own columns taken off. Raises `pa.ArrowInvalid` on bad bytes."""
     batch = pa.ipc.read_record_batch(pa.py_buffer(data), schema)
     own = [name for name in (OFFSET.name, APPENDED.name) if schema.get_field_index(name) >= 0]
@@ -169,7 +169,7 @@ def dense(base: int, count: int) -> pa.Array:
     return pa.array(np.arange(base, base + count, dtype=np.uint64))
 
 
-def checksum(data: bytes, base: int, end: int, count: int) -> int:
+def checksum(data: bytes | pa.Buffer, base: int, end: int, count: int) -> int:
     """Covers the bytes and the place: a segment that turns up elsewhere is damage too."""
     return zlib.crc32(data, zlib.crc32(_PLACE.pack(base, end, count)))
 
@@ -219,9 +219,12 @@ def time_range(batch: pa.RecordBatch, now: int) -> tuple[int, int]:
     times = batch.column("_time")
     if times.null_count == len(times):
         return now, now
-    span = pc.min_max(times)
-    low, high = (span[name].cast(pa.int64()).as_py() for name in ("min", "max"))
-    return (min(low, now), max(high, now)) if times.null_count else (low, high)
+    counts = times.view(pa.int64())
+    if not times.null_count:
+        values = counts.to_numpy()
+        return int(values.min()), int(values.max())
+    span = pc.min_max(counts)
+    return min(span["min"].as_py(), now), max(span["max"].as_py(), now)
 
 
 def event_times(decoded: Decoded, appended: int) -> pa.Array:

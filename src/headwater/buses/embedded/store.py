@@ -22,10 +22,14 @@ from headwater.faults import failpoint
 Connection = sqlite3.Connection
 
 FILE = "bus.db"
-PAGE = 16_384
-CHECKPOINT = 64 * 2**20
+DIRECTORY = "segments"
+"""Where the files beside it lie: see `files`."""
+PAGE = 8_192
+CHECKPOINT = 16 * 2**20
 """Bytes of write-ahead log at which it is folded back into the file."""
 BUSY_MS = 30_000
+EMPTYING_MS = 100
+"""How long writers may be kept waiting while the log is emptied."""
 
 _NO_SPACE = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_TRUNCATE")
 """How SQLite says that the disk is full: tried again, for somebody may make room."""
@@ -71,6 +75,23 @@ class Store:
                     connection.execute("ROLLBACK")
                 raise
         failpoint("bus.write.after_commit")
+
+    def empty_log(self) -> bool:
+        """Fold the log back and empty it. True: nobody reads a state from before.
+
+        False: somebody still does, or the disk is too full for it.
+        """
+        with self._writing, translated(self.path):
+            self._writer.execute(f"PRAGMA busy_timeout={EMPTYING_MS}")
+            try:
+                (busy, *_) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorname not in _NO_SPACE:
+                    raise
+                return False
+            finally:
+                self._writer.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+        return not busy
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Connection]:
@@ -163,7 +184,12 @@ def publish(new: Path, path: Path) -> None:
     with open(new, "rb") as file:
         os.fsync(file.fileno())
     new.rename(path)
-    handle = os.open(path.parent, os.O_RDONLY)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -285,12 +311,18 @@ def _check_format(connection: Connection, path: Path) -> None:
 
 
 def refuse_orphans(path: Path) -> None:
-    log = path.with_name(path.name + "-wal")
+    log, beside = path.with_name(path.name + "-wal"), path.parent / DIRECTORY
     if log.exists() and log.stat().st_size:
-        raise BusDamaged(
-            f"{path} is missing, but its write-ahead log {log.name} is there",
-            hint=f"bring {path.name} back, or restore a backup; if the bus was deleted on purpose, delete {log} too",
-        )
+        raise _orphaned(path, f"its write-ahead log {log.name} is there", log)
+    if beside.exists() and any(beside.iterdir()):
+        raise _orphaned(path, f"its events are in {beside.name}", beside)
+
+
+def _orphaned(path: Path, what: str, left: Path) -> BusDamaged:
+    return BusDamaged(
+        f"{path} is missing, but {what}",
+        hint=f"bring {path.name} back, or restore a backup; if the bus was deleted on purpose, delete {left} too",
+    )
 
 
 def _number(connection: Connection, pragma: str) -> int:

@@ -104,7 +104,7 @@ def _declare_groups(connection: Connection, stream: int, groups: Iterable[str]) 
 _STATES = """
 SELECT s.name, s.incarnation, s.version, s.source, s.fingerprint, s.newest, s.head, s.nbytes, s.floor, s.last_append,
        s.paused, s.resuming, s.parked, s.parked_bytes, s.rejected,
-       coalesce((SELECT min(base) FROM segment WHERE stream = s.id AND base < s.head), s.head),
+       coalesce((SELECT min(base) FROM segment WHERE stream = s.id), s.head),
        (SELECT group_concat(name, char(10)) FROM reader WHERE stream = s.id AND declared AND NOT released)
 FROM stream s ORDER BY s.name
 """

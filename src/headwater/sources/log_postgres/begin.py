@@ -6,7 +6,8 @@ import dataclasses
 import itertools
 import os
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,17 @@ from headwater.faults import failpoint
 from headwater.model import Note, Position, Reload
 from headwater.protocols import Capture, Load
 from headwater.sources.log_postgres import publication, slot
+from headwater.sources.log_postgres.making import Making
 from headwater.sources.log_postgres.names import MESSAGES, Names
-from headwater.sources.log_postgres.position import Place, Progress, lsn_of, lsn_text, place_of
+from headwater.sources.log_postgres.position import NOT_YET, Place, Progress, lsn_of, lsn_text, place_of
 from headwater.sources.log_postgres.publication import Arranged
 from headwater.sources.log_postgres.watch import Watch
 
 if TYPE_CHECKING:
     import psycopg
+
+PATIENCE = 2.0
+"""Seconds that a start waits for others' transactions to end."""
 
 AWAY = "away"
 """The token of a load whose stream could not be captured for a while: its rows are compared when it can."""
@@ -100,7 +105,9 @@ def patient(setting: Setting, *, replication: bool = False) -> psycopg.Connectio
 def begin(
     setting: Setting, captures: Mapping[str, Capture], after: Position | None, epoch: int, stopping: Stopping
 ) -> Begun:
-    """Raises `GapError` when the position is worth nothing here, `SourceError` when nothing can be captured."""
+    """Raises `GapError` when the position is worth nothing here, `SourceError` when there is none and nothing can be
+    captured: with one, the streams are marked before anything else, and the log goes on without them.
+    """
     known = None if after is None else place_of(after, setting.name)
     sql = patient(setting)
     try:
@@ -133,15 +140,19 @@ def _begun(
     untold = watch.begin({} if known is None else known.seen)
     arranged = publication.arrange(sql, setting.names, captures.values())
     watch.arranged()
+    failpoint("log.arranged")
     if known is None and captures and len(arranged.broken) == len(captures):
         raise next(iter(arranged.broken.values()))
     if known is not None:
-        place, snapshot = _taken_up(sql, known, arranged, epoch), None
+        place, snapshot = _taken_up(sql, known, arranged, epoch, stopping), None
     else:
         place, snapshot = _new_slot(sql, replication, setting, found, server, max(1, epoch), stopping)
         place = dataclasses.replace(place, publications=dict.fromkeys(arranged.publications, 0))
     begun = Begun(sql, replication, server.version, arranged, {}, place, snapshot, watch)
     _settle(begun, captures, untold)
+    begun.place = dataclasses.replace(begun.place, published=arranged.published)
+    for name in (name for name, since in begun.place.publications.items() if since == NOT_YET):
+        begun.notes += _waiting(begun.captures.values(), arranged, told=name == setting.names.publication)
     return begun
 
 
@@ -155,12 +166,43 @@ def _check_publications(sql: psycopg.Connection, place: Place, capture: str) -> 
             )
 
 
-def _taken_up(sql: psycopg.Connection, place: Place, arranged: Arranged, epoch: int) -> Place:
-    """A publication made since is known to the log from now on. A table that had been taken out of ours was away."""
-    new = [name for name in arranged.publications if name not in place.publications]
-    since = mark(sql) if new else 0
+def _taken_up(sql: psycopg.Connection, place: Place, arranged: Arranged, epoch: int, stopping: Stopping) -> Place:
+    """A publication made since is known to the log from now on, or from when those have ended who wrote before."""
+    new = [name for name in arranged.publications if place.publications.get(name, NOT_YET) == NOT_YET]
+    since = _known_since(sql, stopping) if new else 0
     publications = {**place.publications, **dict.fromkeys(new, since)}
     return dataclasses.replace(place, epoch=max(place.epoch, epoch), publications=publications)
+
+
+def _waiting(captures: Iterable[Capture], arranged: Arranged, *, told: bool) -> Iterator[Note]:
+    """A load reads what is not streamed until then; a stream that begins without one misses it."""
+    for capture in captures:
+        if capture.load.skip and arranged.tables[capture.table].told == told:
+            text = "is captured from when all transactions have ended that are older than its publication"
+            yield Note(capture.stream, "gap", f"table {capture.table} {text}")
+
+
+def _known_since(sql: psycopg.Connection, stopping: Stopping) -> int:
+    """Changes are decoded with the catalog of their transaction's beginning, and one publication that is missing there
+    is an error: it must not be read by before everybody who ran when it was made has ended, and has been read.
+    """
+    wall, deadline = fence(sql), time.monotonic() + PATIENCE
+    while not passed(sql, wall):
+        if time.monotonic() > deadline or stopping.wait(0.02):
+            return NOT_YET
+    return mark(sql)
+
+
+def fence(sql: psycopg.Connection) -> int:
+    """Above every transaction that runs now. (An id of our own is above theirs; `pg_snapshot_xmax` may be not.)"""
+    ((xid,),) = execute(sql, "SELECT pg_catalog.pg_current_xact_id()::text")
+    return int(xid) + 1
+
+
+def passed(sql: psycopg.Connection, fence: int) -> bool:
+    """Whether all transactions below it have ended."""
+    ((xmin,),) = execute(sql, "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text")
+    return int(xmin) >= fence
 
 
 def mark(sql: psycopg.Connection) -> int:
@@ -201,15 +243,24 @@ def _new_slot(
     epoch: int,
     stopping: Stopping,
 ) -> tuple[Place, str]:
-    """A slot without a position is of a start that was broken off before anything was durable (F20).
+    """A slot without a position is of a start that was broken off before anything was durable (F20), or not ours.
 
     A commit record may stand at the very place where the slot begins, so nothing at it is in the bus yet.
     """
     name = setting.names.slot
+    making = Making(setting.directory, server.system, sql.info.dbname, name)
     if found is not None:
         slot.check_kind(found, name, sql.info.dbname)
+        if not making.under_way:
+            raise SourceError(
+                f"replication slot {name} is there, and the bus has no position of it: it may be another deployment's, "
+                "which would lose changes",
+                hint=f"give this pipeline another `name`; or, if nobody needs it, `headwater repair {setting.name}` "
+                "drops it",
+            )
         slot.drop(sql, name)
         failpoint("log.slot.dropped")
+    making.begin()
     made = slot.make(replication, name, stop=stopping.fileno)
     place = Place(
         epoch=epoch,
@@ -226,17 +277,19 @@ def _new_slot(
 def _settle(begun: Begun, captures: Mapping[str, Capture], untold: list[Note]) -> None:
     """Streams that cannot be captured now are marked; those that can be again are compared with their rows.
 
-    So are those whose table was altered in a way that the log does not tell of.
+    So are those whose publication was altered since the position was stored, be it by us just before we died, and
+    those whose table was altered in a way that the log does not tell of.
     """
     why = {note.stream: note for note in untold}
+    arranged, before = begun.arranged, begun.place.published
     for stream, capture in captures.items():
         progress = begun.place.loads.get(stream)
-        if stream in begun.arranged.broken:
+        table = str(capture.table)
+        kept = not set(before.get(table, "").split()).isdisjoint(arranged.found.get(table, "").split())
+        if stream in arranged.broken:
             if progress is not None:
                 begun.place = begun.place.with_load(stream, dataclasses.replace(progress, token=AWAY))
-        elif progress is not None and (
-            progress.token == AWAY or stream in why or capture.table in begun.arranged.added
-        ):
+        elif progress is not None and (progress.token == AWAY or stream in why or not kept):
             begun.place = begun.place.with_load(stream, dataclasses.replace(progress, token=AWAY))
             begun.captures[stream] = _returned(capture, begun.notes, why.get(stream))
         elif progress is not None and _is_broken_comparison(progress, capture):

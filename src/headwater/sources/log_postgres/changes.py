@@ -200,7 +200,7 @@ def _heads(rows: TableRows, transactions: Transactions, epoch: int) -> list[pa.A
         pa.array(np.full(len(rows), epoch, np.uint32)),
         pa.array(transactions.commit_lsn[which]),
         pa.array(rows.ordinal * np.uint32(2)),
-        pa.array(transactions.time[which]).cast(TIMESTAMP),
+        pa.array(transactions.time[which]).view(TIMESTAMP),
         texts.take(pa.array(which)),
     ]
 

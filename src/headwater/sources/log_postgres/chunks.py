@@ -142,12 +142,3 @@ def in_bus_sql(progress: Progress, files: dict[str, int], now: Snapshot) -> str 
 def older_sql(xid: int) -> str:
     """SQL for the rows whose transaction is older than `xid` (64 bits)."""
     return f"pg_catalog.age(xmin) > pg_catalog.age('{xid % 2**32}'::xid)"
-
-
-def seen_sql(then: Snapshot) -> str:
-    """SQL for the rows whose transaction an old snapshot saw."""
-    seen = f"{older_sql(then.xmax)}"
-    if then.xip:
-        running = ", ".join(f"'{xid % 2**32}'::xid" for xid in then.xip)
-        seen += f" AND xmin NOT IN ({running})"
-    return f"{older_sql(then.xmin)} OR {seen}"

@@ -189,7 +189,10 @@ class _Work:
         self.filled &= ~self.gone[self.missing.rows]
 
     def settle(self, until: int) -> None:
-        """Tell `lost` which of the keys in this batch have a row in the end."""
+        """Tell `lost` which of the keys in this batch have a row in the end: all that are neither `gone` nor ended.
+
+        A partial change that is not `gone` is of a row that the reader has, or of one that is read for it.
+        """
         if not (self.lost or self.gone.any()):
             return
         first = self._behind_truncates()
@@ -198,13 +201,11 @@ class _Work:
             rows = np.flatnonzero(self.there[side])
             rows = rows[rows >= first]
             np.maximum.at(last, self.codes[side][rows], 2 * rows + side)
-        known = self.place >= 0
         touched = np.flatnonzero(last >= 0)
         rows, after = last[touched] // 2, last[touched] % 2 == 1
         missing = after & self.gone[rows]
-        tells = missing | ~after | ~self.partial[rows] | self.made[rows] | known[touched]
         for side in (0, 1):
-            mine = tells & (after == bool(side))
+            mine = after == bool(side)
             chosen = self.data.column(("before", "after")[side]).take(pa.array(rows[mine]))
             keys = key_of(chosen, self.shape.key_names)
             self.lost.settle(keys, missing[mine], until)

@@ -9,7 +9,12 @@ ORDER = "Changes come whole transaction by whole transaction, in the order of th
 TOAST = (
     "An update does not carry large values that it left alone, unless the table has REPLICA IDENTITY FULL: they are "
     "marked as unchanged, and sinks leave them as they are. Of a row that changes its key, or that a load has yet to "
-    "read, and that is gone before such a value can be looked up, the states until its end are not told."
+    "read, or to read again after it was broken off, and that is gone before such a value can be looked up, the states "
+    "until its end are not told."
+)
+LOADS = (
+    "A row that a load reads while the log goes on holds its latest changes already: those that the log has yet to "
+    "tell are not told one by one."
 )
 UNLOGGED = "What PostgreSQL does not write to its log is not seen: unlogged tables, sequences and large objects."
 WHOLE = (
@@ -26,5 +31,5 @@ NO_KEY = "The table has no key: rows cannot be told apart, and what a gap has co
 
 def guarantee(config: StreamConfig, *, keyed: bool, key: tuple[str, ...] = ()) -> Guarantee:
     """`keyed`: whether the table has a key to compare rows by."""
-    notes = (ORDER, TOAST, UNLOGGED, WHOLE, FAILOVER)
-    return Guarantee("exactly_once", "every", "seen", notes if keyed else (*notes, NO_KEY))
+    notes = (ORDER, TOAST, LOADS, UNLOGGED, WHOLE, FAILOVER, *(() if keyed else (NO_KEY,)))
+    return Guarantee("exactly_once", "every", "seen", notes)

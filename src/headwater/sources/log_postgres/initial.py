@@ -6,7 +6,7 @@ The rows are placed below the slot's consistent point, and so below everything t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,11 +15,13 @@ import pyarrow as pa
 
 from headwater.errors import HeadwaterError, SourceError
 from headwater.faults import failpoint
+from headwater.model import Changes, StoredChanges
 from headwater.sources.log_postgres import chunks, pages
 from headwater.sources.log_postgres.pages import Leaf, Range
 from headwater.sources.log_postgres.position import Place
 from headwater.sources.log_postgres.rows import Connector, Shape, Start, asked, below, run
 from headwater.sources.log_postgres.subject import Step, Subject
+from headwater.sources.log_postgres.together import Together
 
 if TYPE_CHECKING:
     import psycopg
@@ -28,9 +30,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
+    """`together`: takes rows that are appended all at once; None where each range is."""
+
     subject: Subject
     shape: Shape
     leaves: tuple[Leaf, ...]
+    together: Together | None
 
     @property
     def rewritten(self) -> bool:
@@ -93,7 +98,8 @@ class Initial:
         run(connection, "SAVEPOINT headwater")
         try:
             shape = subject.shape()
-            return _Planned(subject, shape, tuple(pages.leaves_of(connection, shape)))
+            together = None if subject.by_key(shape) else Together(subject)
+            return _Planned(subject, shape, tuple(pages.leaves_of(connection, shape)), together)
         except SourceError as error:
             self._broken[stream] = error
             return None
@@ -122,8 +128,7 @@ class Initial:
                 self._broken[stream] = found
             elif isinstance(found, HeadwaterError):
                 raise found
-            else:
-                step = self._step(task, found, place)
+            elif (step := self._step(task, found, place)) is not None:
                 place = step.place
                 failpoint("log.load.initial")
                 yield step
@@ -140,10 +145,19 @@ class Initial:
         progress = dataclasses.replace(place.loads[planned.subject.stream], state="keys")
         return place.with_load(planned.subject.stream, progress)
 
-    def _step(self, task: _Task, found: list[pa.RecordBatch], place: Place) -> Step:
-        subject, progress = task.planned.subject, place.loads[task.planned.subject.stream]
-        changes = subject.changes(found, Start(place.epoch, below(place.start), progress.number))
-        count = sum(map(len, found))
+    def _step(self, task: _Task, found: list[pa.RecordBatch], place: Place) -> Step | None:
+        """None while rows are gathered that are appended together."""
+        subject, together = task.planned.subject, task.planned.together
+        progress = place.loads[subject.stream]
+        start = Start(place.epoch, below(place.start), progress.number)
+        if together is None:
+            changes: Sequence[Changes] | StoredChanges = subject.changes(found, start)
+            count = sum(map(len, found))
+        else:
+            together.add(found)
+            if not task.last:
+                return None
+            changes, count = together.placed(start), together.count
         progress = dataclasses.replace(progress, number=progress.number + count, count=progress.count + count)
         if task.last:
             return Step(changes, place.with_load(subject.stream, progress.done()), [subject.note(progress.count)])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow as pa
 
 from headwater.faults import failpoint
-from headwater.model import Note, Op, Order, Reading, Reload
+from headwater.model import Op, Order, Reading, Reload
 from headwater.sources.log_postgres import chunks, pages
 from headwater.sources.log_postgres.chunks import Seen
 from headwater.sources.log_postgres.homes import Homes, Told
@@ -21,6 +21,7 @@ from headwater.sources.log_postgres.position import Place, Progress
 from headwater.sources.log_postgres.rows import Connector, Shape, Start, batches_of, behind, run
 from headwater.sources.log_postgres.snapshot import Snapshot
 from headwater.sources.log_postgres.subject import Hidden, Step, Subject
+from headwater.sources.log_postgres.together import Together
 from headwater.sources.log_postgres.windows import Keys, Window
 
 if TYPE_CHECKING:
@@ -257,101 +258,84 @@ class ReadingLoad:
 
 
 class PageLoad:
-    """Pages of one snapshot, for rows that no key tells apart. What the snapshot sees is left out of the log.
+    """All rows of one snapshot, for those that no key tells apart: read page by page, and appended together.
 
-    Broken off, it goes on with the rows that were written by transactions which that snapshot saw: the others are in
-    the log. Until a snapshot is taken all changes are left out, for it will show them.
+    Broken off, nothing of them is in the bus, and they are read anew. What the snapshot shows is left out of the log,
+    until that has come to where it was taken. Until there is a snapshot all changes are left out: it will show them.
     """
 
     def __init__(self, subject: Subject, progress: Progress) -> None:
         self._subject = subject
         self._transaction = _Transaction(subject.connector)
-        self._snapshot = Snapshot.parse(progress.snapshot) if progress.snapshot else None
-        self._shape: Shape | None = None
-        self._tests: list[str] = []
-        self._files: dict[str, int] = {}
-        self._ranges: list[pages.Range] | None = None
-        self._notes: list[Note] = []
-        self._until = 0
+        self._snapshot = Snapshot.parse(progress.snapshot) if progress.ended else None
+        self._until = progress.until
         self._reached = 0
+        self._shape: Shape | None = None
+        self._ranges: Iterator[pages.Range] = iter(())
+        self._rows = Together(subject)
+        self._appended = progress.ended
         self.over = False
 
     @property
     def waiting(self) -> bool:
-        return self._ranges == [] and not self.over
+        return self._appended and not self.over
 
     def step(self, place: Place, hidden: Hidden) -> Step | None:
         if self.over:
             return None
+        if self._appended:
+            return self._end(place)
         try:
-            if self._ranges is None and not self._begin(place, hidden):
+            if self._shape is None and not self._begin(hidden):
                 return None
-            return self._part(place) if self._ranges else self._end(place)
+            return self._part(place)
         except BaseException:
             self.close()
             raise
 
-    def _begin(self, place: Place, hidden: Hidden) -> bool:
+    def _begin(self, hidden: Hidden) -> bool:
         seen = self._transaction.begin(hidden)
         if seen is None:
             return False
-        progress = place.loads[self._subject.stream]
-        self._shape = self._subject.shape()
-        leaves = pages.leaves_of(self._transaction.made, self._shape)
-        self._files = pages.files_of(leaves)
-        self._tests = self._subject.where
-        self._until = seen.until
-        if self._snapshot is None:
-            self._snapshot = seen.snapshot
-        else:
-            self._tests.append(chunks.seen_sql(self._snapshot))
-            progress = self._still_placed(progress)
-        self._ranges = [
-            part
-            for leaf in leaves
-            if leaf.oid >= progress.leaf
-            for part in leaf.ranges(progress.page if leaf.oid == progress.leaf else 0)
-        ]
+        shape = self._subject.shape()
+        leaves = pages.leaves_of(self._transaction.made, shape)
+        if any(leaf.file != leaf.now for leaf in leaves):  # rewritten in this moment: its rows are hidden from us
+            self._transaction.close()
+            return False
+        self._shape, self._snapshot, self._until = shape, seen.snapshot, seen.until
+        self._ranges = (part for leaf in leaves for part in leaf.ranges())
         return True
 
-    def _still_placed(self, progress: Progress) -> Progress:
-        """A table that was rewritten has its rows on other pages."""
-        reached = [leaf for leaf in progress.files if int(leaf) <= progress.leaf]
-        if all(progress.files[leaf] == self._files.get(leaf) for leaf in reached):
-            return progress
-        text = f"table {self._subject.capture.table} was rewritten during the load: rows are read twice"
-        self._notes.append(Note(self._subject.stream, "gap", text))
-        return dataclasses.replace(progress, leaf=0, page=0)
-
-    def _part(self, place: Place) -> Step:
+    def _part(self, place: Place) -> Step | None:
         assert self._shape is not None
-        assert self._ranges is not None
-        part = self._ranges[0]
-        found = pages.read_range(self._transaction.made, self._shape, part, self._tests)
+        part = next(self._ranges, None)
+        if part is None:
+            return self._append(place)
+        self._rows.add(pages.read_range(self._transaction.made, self._shape, part, self._subject.where))
         failpoint("log.load.pages")
-        del self._ranges[0]
+        return None
+
+    def _append(self, place: Place) -> Step:
+        self._transaction.close()
+        self._appended = True
         progress = place.loads[self._subject.stream]
-        start = Start(place.epoch, behind(place.commit), progress.number)
-        count = sum(map(len, found))
+        rows, self._rows = self._rows, Together(self._subject)
+        rows.placed(Start(place.epoch, behind(place.commit), progress.number))
         moved = dataclasses.replace(
             progress,
-            leaf=part.leaf.oid,
-            page=part.end,
+            ended=True,
+            until=self._until,
             snapshot=str(self._snapshot),
-            files=self._files,
-            number=progress.number + count,
-            count=progress.count + count,
+            number=progress.number + rows.count,
+            count=rows.count,
         )
-        notes, self._notes = self._notes, []
-        return Step(self._subject.changes(found, start), place.with_load(self._subject.stream, moved), notes)
+        return Step(rows, place.with_load(self._subject.stream, moved))
 
     def _end(self, place: Place) -> Step | None:
         if self._reached < self._until:
             return None
         self.over = True
-        self._transaction.close()
-        step = self._subject.done(place)
-        return step._replace(notes=[*self._notes, *step.notes])
+        return self._subject.done(place)
 
     def trimmed(self, data: pa.RecordBatch) -> pa.RecordBatch:
         if self.over:
@@ -372,7 +356,7 @@ class PageLoad:
     def close(self) -> None:
         """What was begun is begun again, under the snapshot that was taken."""
         self._transaction.close()
-        self._ranges = None
+        self._ranges = iter(())
 
 
 def _place(data: pa.RecordBatch, row: int) -> tuple[int, int]:

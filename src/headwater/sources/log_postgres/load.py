@@ -2,7 +2,8 @@
 
 1. A new slot: page ranges under the slot's own snapshot, in parallel, before the log begins (`initial`).
 2. Broken off, added later, or chosen by a `where`: chunks in the order of the key beside the log, reconciled with it by
-   what their snapshots see (`live.KeyLoad`, `windows`). Without a key: pages of one snapshot (`live.PageLoad`).
+   what their snapshots see (`live.KeyLoad`, `windows`). Without a key: all pages of one snapshot (`live.PageLoad`),
+   which are appended `together`.
 3. A complete reading, to be compared with a stream that has content already (`live.ReadingLoad`).
 4. Changes that lack a part of their row (`completion`).
 
@@ -23,7 +24,9 @@ from headwater.dialects.postgres_types import PgTypes
 from headwater.errors import SourceError
 from headwater.model import Changes, TableId
 from headwater.protocols import Capture, Load
+from headwater.sources.log_postgres.begin import AWAY
 from headwater.sources.log_postgres.completion import completed, is_partial
+from headwater.sources.log_postgres.exchange import settled
 from headwater.sources.log_postgres.homes import EVER, Homes, Lost
 from headwater.sources.log_postgres.initial import Initial
 from headwater.sources.log_postgres.live import LiveLoad, load_of
@@ -43,6 +46,7 @@ class Loads:
     """Of one session of a source; used by its thread. `captures`: by stream. `texts`: the option `as_text`.
 
     A stream's loads are carried out one after the other: a backfill that is asked for does not end what is under way.
+    `exchanging`: the streams whose rows may exchange keys within a transaction (`exchange`).
     `broken` takes the streams whose rows cannot be read, each with its reason; the others go on. `stopped`: waits so
     many seconds, and says whether to end.
     """
@@ -54,7 +58,9 @@ class Loads:
         types: PgTypes,
         epoch: int,
         *,
+        directory: str,
         texts: Collection[str] = (),
+        exchanging: Collection[str] = (),
         stopped: Callable[[float], bool] | None = None,
         broken: dict[str, SourceError] | None = None,
     ) -> None:
@@ -65,10 +71,14 @@ class Loads:
         """The same, each with the load that is carried out now."""
         self._types = types
         self._epoch = epoch
+        self._directory = directory
         self._texts = frozenset(texts)
+        self._exchanging = frozenset(exchanging)
         self._catalog: psycopg.Connection | None = None
         self._reread = Rereader(connector, stopped or threading.Event().wait)
         self._live: dict[str, LiveLoad] = {}
+        self._away: set[str] = set()
+        """Streams whose changes were left out since their rows could not be read: they are compared at a start."""
         self._lost: dict[str, Lost] = {stream: Lost() for stream in captures}
         self._reached = 0
         self._shapes: dict[str, tuple[pa.DataType, Shape]] = {}
@@ -203,6 +213,8 @@ class Loads:
         lost = {stream: words for stream, keys in self._lost.items() if (words := keys.written(place.lsn))}
         same = doubt == place.doubt and lost == place.lost
         place = place if same else dataclasses.replace(place, doubt=doubt, lost=lost)
+        for stream in self._away:
+            place = place.with_load(stream, dataclasses.replace(place.loads[stream], token=AWAY))
         for stream, load in self._live.items():
             if (progress := load.told(place.loads[stream])) is not place.loads[stream]:
                 place = place.with_load(stream, progress)
@@ -219,14 +231,19 @@ class Loads:
 
     def _passed(self, changes: Changes, place: Place) -> list[Changes]:
         streams = [capture.stream for capture in self._by_table.get(changes.table, ())]
-        if not is_partial(changes.data) and not any(s in self._live or self._lost[s] for s in streams):
+        if not is_partial(changes.data) and not any(self._concerns(stream) for stream in streams):
             return [changes]
         found = {stream: self._changed(self._captures[stream], changes.data, place) for stream in streams}
         if all(data is changes.data for data in found.values()):
             return [changes]
         return [Changes(changes.table, data, stream=stream) for stream, data in found.items() if len(data)]
 
+    def _concerns(self, stream: str) -> bool:
+        return stream in self._live or bool(self._lost[stream]) or stream in self._exchanging
+
     def _changed(self, capture: Capture, data: pa.RecordBatch, place: Place) -> pa.RecordBatch:
+        if capture.stream in self._exchanging:
+            data = settled(data, capture.key)
         if capture.stream in self._live:
             data = self._live[capture.stream].trimmed(data)
         if not capture.key or not len(data):
@@ -238,7 +255,8 @@ class Loads:
                 data = completed(data, shape, capture.whole, homes, lost, self._reread)
         except SourceError as error:
             self._break(capture.stream, error)
-            return data
+            self._away.add(capture.stream)
+            return data.slice(0, 0)
         if homes.told is not None:
             homes.told.learn(data, capture.key)
         return data
@@ -259,7 +277,7 @@ class Loads:
     # tables as they are now
 
     def _subject(self, capture: Capture) -> Subject:
-        return Subject(capture, self._connector, lambda: self._shape_of(capture))
+        return Subject(capture, self._connector, lambda: self._shape_of(capture), self._directory)
 
     def _shape_of(self, capture: Capture, names: Sequence[str] | None = None) -> Shape:
         columns = capture.columns if names is None else names

@@ -6,6 +6,7 @@ exactly as long.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from headwater.sources.log_postgres.begin import Setting
 from headwater.sources.log_postgres.changes import Shaper
 from headwater.sources.log_postgres.position import Place
 from headwater.sources.log_postgres.spool import SpooledChanges
-from headwater.sources.log_postgres.stream import start
+from headwater.sources.log_postgres.stream import Chunk, start
 from headwater.sources.log_postgres.units import Stored, Units, Whole, tell
 from headwater.wire.pgoutput import Decoder, Relation, Segment, Transactions
 from headwater.wire.pgoutput_messages import relation_of
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 BATCH_BYTES = 4 * 2**20
 BATCH_ROWS = 20_000
+
+GATHERING = 0.5
+"""Seconds for which a backlog may gather to a whole batch: many small ones cost many times as much."""
 
 Passing = Callable[[list[Changes]], list[Changes]]
 """What each part of a stored transaction goes through before it is handed on."""
@@ -62,11 +66,22 @@ class Log:
 
     def next(self, timeout: float) -> Whole | Stored | None:
         """What has arrived together, within limits; None when nothing comes for `timeout` seconds, or when woken."""
+        until = time.monotonic() + GATHERING
         wait = timeout
-        while not self._enough() and (chunk := self.stream.take(wait)) is not None:
+        while not self._enough() and (chunk := self._taken(wait, until - time.monotonic())) is not None:
             self._units.add(*chunk)
+            self.stream.hurried = not self._units.behind
             wait = 0.0
         return self._units.take()
+
+    def _taken(self, wait: float, left: float) -> Chunk | None:
+        """What comes in `wait` seconds; of a backlog a whole batch, or what comes in `left` seconds."""
+        if not self._units.behind or left <= 0:
+            return self.stream.take(wait)
+        chunk = self.stream.take(left, BATCH_BYTES)
+        if chunk is None:
+            self._units.caught_up()
+        return chunk
 
     def _enough(self) -> bool:
         units = self._units

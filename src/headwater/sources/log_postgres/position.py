@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,6 +24,9 @@ State = Literal["pages", "keys", "reading", "done"]
 
 DONE: State = "done"
 
+NOT_YET = 2**63 - 1
+"""Above every LSN: of a publication that transactions still running, which began before it was made, do not know."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -36,15 +39,15 @@ class Progress:
     page: int = 0
     """`pages`: everything before this page of the leaf is in the bus."""
     snapshot: str = ""
-    """`pages`: the `pg_current_snapshot()` that they are read under."""
+    """`pages`: the `pg_current_snapshot()` that they are, or were, read under."""
     files: Mapping[str, int] = field(default_factory=dict)
     """`pages`: the leaves' relfilenodes by oid (as text): a table that was rewritten has its rows on other pages."""
     after: tuple[str, ...] | None = None
     """`keys`: the key of the last row that is in the bus, as the texts that the server printed."""
     ended: bool = False
-    """`keys`: nothing is behind `after`; what is left is that the log comes to `until`."""
+    """All rows are in the bus; what is left is that the log comes to `until`."""
     until: int = 0
-    """`keys`: until the log has come to this LSN, it may tell of rows that were gone when the last ones were read."""
+    """Until the log has come to this LSN, it may tell of rows that were gone when the last ones were read."""
     settled: tuple[str, ...] | None = None
     """`keys`: the key up to which that is not so, whether or not the log has come there."""
     told: tuple[str, ...] = ()
@@ -64,7 +67,9 @@ class Place:
 
     `system`, `timeline`: of the server that the slot was made on; `slot`: the slot's name; `start`: its consistent
     point. `columns`: the columns of each table as last seen (name -> type as text), so that a change made meanwhile is
-    noticed. `publications`: by name the LSN from which on the log knows it (it is read with the catalog of its time).
+    noticed. `publications`: by name the LSN from which on the log knows it (it is read with the catalog of its time),
+    or `NOT_YET`.
+    `published`: how the tables stood in publications; see `publication.Arranged`.
     """
 
     epoch: int
@@ -77,6 +82,7 @@ class Place:
     loads: Mapping[str, Progress] = field(default_factory=dict)
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     publications: Mapping[str, int] = field(default_factory=dict)
+    published: Mapping[str, str] = field(default_factory=dict)
     doubt: int = 0
     """Below this LSN the log may change rows that the streams do not have; see `homes`."""
     lost: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -96,6 +102,26 @@ class Place:
 
     def position(self) -> Position:
         return Position(self.epoch, self.commit, _encoded(self))
+
+
+class Late(Position):
+    """The position behind changes that are yet to be read: its token is asked for once they are durable.
+
+    `place`: what is known of it so far.
+    """
+
+    __slots__ = ("_place",)
+    _place: Callable[[], Place]
+
+    def __init__(self, place: Callable[[], Place]) -> None:
+        now = place()
+        object.__setattr__(self, "epoch", now.epoch)
+        object.__setattr__(self, "commit", now.commit)
+        object.__setattr__(self, "_place", place)
+
+    @property
+    def token(self) -> bytes:
+        return _encoded(self._place())
 
 
 def place_of(position: Position, name: str) -> Place:

@@ -27,27 +27,38 @@ INSERTS = frozenset(("insert", "truncate"))
 
 @dataclass(slots=True)
 class Arranged:
-    """What can be captured. `publications`: the names to read by; `made`, `added`: those of them that were made just
-    now, and the tables that no publication of ours held before.
+    """What can be captured. `publications`: the names to read by; `made`: those of them that were made just now.
+
+    `found`, `published`: how the captured tables stood in the publications before anything was altered, and how they
+    stand now, each as marks separated by spaces. A mark is the publication's oid and the xmin of its row (which every
+    ALTER of its options writes anew), the oid of the table's row in it, and the table's: as long as one of them stays,
+    the table has been published without a break, and as it must be.
     """
 
     tables: dict[TableId, Described]
     publications: tuple[str, ...] = ()
     broken: dict[str, SourceError] = field(default_factory=dict)
     made: set[str] = field(default_factory=set)
-    added: set[TableId] = field(default_factory=set)
+    found: dict[str, str] = field(default_factory=dict)
+    published: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A publication as it is. `narrowed`: tables of which it shows not all; `whole`: FOR ALL TABLES."""
+    """A publication as it is. `mark`: of its row. `tables`: by oid the oid of each one's row in it. `narrowed`: tables
+    of which it shows not all; `whole`: FOR ALL TABLES.
+    """
 
+    mark: str
     publish: frozenset[str]
     via_root: bool
     whole: bool
     owned: bool
-    tables: frozenset[int]
+    tables: Mapping[int, int]
     narrowed: Mapping[int, str]
+
+    def holds(self, oid: int) -> bool:
+        return self.whole or oid in self.tables
 
 
 def arrange(connection: psycopg.Connection, names: Names, captures: Iterable[Capture]) -> Arranged:
@@ -64,12 +75,24 @@ def arrange(connection: psycopg.Connection, names: Names, captures: Iterable[Cap
     told = {table for table in chosen if tables[table].told}
     everything = _Publication(connection, names.publication, EVERYTHING, arranged)
     inserts = _Publication(connection, names.inserts, INSERTS, arranged)
-    arranged.added = {table for table in chosen if not (everything.holds(table) or inserts.holds(table))}
+    arranged.found = _marks(tables, everything.found, inserts.found)
     everything.bring(told, captures)
     inserts.bring(chosen - told, captures)
     everything.leave_out(told)
     inserts.leave_out(chosen - told)
+    arranged.published = _marks(tables, *(_find(connection, name) for name in arranged.publications))
     return arranged
+
+
+def _marks(tables: Mapping[TableId, Described], *publications: _Found | None) -> dict[str, str]:
+    """Of each table that is published, by its name; see `Arranged`."""
+    marks: dict[str, list[str]] = {}
+    for found in publications:
+        for table, described in tables.items():
+            if found is not None and found.holds(described.oid):
+                mark = f"{found.mark}.{found.tables.get(described.oid, 0)}.{described.oid}"
+                marks.setdefault(str(table), []).append(mark)
+    return {table: " ".join(of_table) for table, of_table in marks.items()}
 
 
 def known(connection: psycopg.Connection, name: str) -> bool:
@@ -92,15 +115,11 @@ class _Publication:
         self._name = name
         self._publish = publish
         self._arranged = arranged
-        self._found = _find(connection, name)
-
-    def holds(self, table: TableId) -> bool:
-        found = self._found
-        return found is not None and (found.whole or self._arranged.tables[table].oid in found.tables)
+        self.found = _find(connection, name)
 
     def bring(self, wanted: set[TableId], captures: Collection[Capture]) -> None:
         """Make it hold `wanted`, each whole; streams whose tables it cannot hold are broken."""
-        found, tables = self._found, self._arranged.tables
+        found, tables = self.found, self._arranged.tables
         for table in sorted(wanted):
             error = self._objection(tables[table], found)
             if error is not None:
@@ -119,7 +138,7 @@ class _Publication:
                 f"publication {self._name} was altered: it shows {what} of {table.id}",
                 hint=f"ALTER PUBLICATION {quoted(self._name)} DROP TABLE {table.sql}; the next start adds it whole",
             )
-        missing = found is None or not (found.whole or table.oid in found.tables)
+        missing = found is None or not found.holds(table.oid)
         if missing and not (table.owned and (found is None or found.owned)):
             add = (
                 f"CREATE PUBLICATION {quoted(self._name)} FOR"
@@ -156,8 +175,8 @@ class _Publication:
 
     def leave_out(self, wanted: set[TableId]) -> None:
         """Tables that are captured no longer, or whose updates would fail while they are published."""
-        found = self._found
-        surplus = set[int]() if found is None else found.tables - {self._arranged.tables[table].oid for table in wanted}
+        found = self.found
+        surplus = set[int]() if found is None else set(found.tables) - {self._arranged.tables[t].oid for t in wanted}
         if found is not None and surplus and found.owned:
             rows = execute(
                 self._connection,
@@ -181,7 +200,7 @@ class _Publication:
 
 
 _FIND = """
-SELECT p.oid::bigint, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot, p.puballtables,
+SELECT p.oid::bigint, p.xmin::text, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot, p.puballtables,
        pg_catalog.pg_has_role(p.pubowner, 'USAGE')
 FROM pg_catalog.pg_publication p WHERE p.pubname = %s
 """
@@ -193,18 +212,21 @@ def _find(connection: psycopg.Connection, name: str) -> _Found | None:
     rows = execute(connection, _FIND, [name])
     if not rows:
         return None
-    ((oid, *ops, via_root, whole, owned),) = rows
+    ((oid, xmin, *ops, via_root, whole, owned),) = rows
     narrowed = _NARROWED if connection.info.server_version >= 150000 else "false, false"
     tables = execute(
-        connection, f"SELECT prrelid::bigint, {narrowed} FROM pg_catalog.pg_publication_rel WHERE prpubid = %s", [oid]
+        connection,
+        f"SELECT prrelid::bigint, oid::bigint, {narrowed} FROM pg_catalog.pg_publication_rel WHERE prpubid = %s",
+        [oid],
     )
     return _Found(
+        mark=f"{oid}.{xmin}",
         publish=frozenset(op for op, on in zip(("insert", "update", "delete", "truncate"), ops, strict=True) if on),
         via_root=via_root,
         whole=whole,
         owned=owned,
-        tables=frozenset(table for table, _, _ in tables),
-        narrowed={t: "some columns" if columns else "some rows" for t, columns, rows in tables if columns or rows},
+        tables={table: row for table, row, _, _ in tables},
+        narrowed={t: "some columns" if columns else "some rows" for t, _, columns, rows in tables if columns or rows},
     )
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from headwater.dialects.postgres_select import Selection
 from headwater.dialects.postgres_types import PgTypes
-from headwater.drivers.postgres import adbc_errors, connect, connect_adbc, execute, translated
+from headwater.drivers.postgres import adbc_errors, connect, connect_adbc, execute, fetched, translated
 from headwater.errors import SourceError
 from headwater.model import Op, TableId, changes_schema
 from headwater.sources.log_postgres.tables import describe
@@ -36,10 +36,32 @@ class Connector:
     application: str
 
     def sql(self) -> psycopg.Connection:
-        return connect(self.url, application=self.application)
+        connection = connect(self.url, application=self.application)
+        try:
+            execute(connection, _SESSION)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def arrow(self) -> dbapi.Connection:
-        return connect_adbc(self.url, application=self.application)
+        connection = connect_adbc(self.url, application=self.application)
+        try:
+            for _ in batches_of(connection, _SESSION):
+                pass
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+_SESSION = """
+SELECT pg_catalog.set_config(name, CASE name WHEN 'row_security' THEN 'off' ELSE '0' END, false)
+FROM pg_catalog.pg_settings
+WHERE name IN ('row_security', 'statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout',
+               'idle_session_timeout', 'transaction_timeout')
+"""
+"""No time-out of the role ends a load; and a policy that hides rows is an error, instead of a load that lacks them."""
 
 
 ALIAS = "headwater_rows"
@@ -80,6 +102,8 @@ class Shape:
         return self.selection.convert(batch.select(range(self.width)))
 
 
+_WAY_OUT = "it was dropped or renamed: bring it back, or change the configuration; then start again"
+
 _UNIQUE = """
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_index i
@@ -105,10 +129,10 @@ def shape_of(
     """
     described = describe(connection, [table]).get(table)
     if described is None:
-        raise SourceError(f"there is no table {table}", hint="it was dropped or renamed; change the configuration")
+        raise SourceError(f"there is no table {table}", hint=_WAY_OUT)
     for name in (*names, *key):
         if name not in described.columns:
-            raise SourceError(f"table {table} has no column `{name}`", hint="it was dropped or renamed")
+            raise SourceError(f"table {table} has no column `{name}`", hint=_WAY_OUT)
     ((unique,),) = execute(connection, _UNIQUE, [described.oid, list(key)])
     columns = [types.column(name, *described.columns[name]) for name in names]
     chosen = [column.as_text() if f"{table}.{column.name}" in texts else column for column in columns]
@@ -129,7 +153,7 @@ def batches_of(connection: dbapi.Connection, sql: str) -> Iterator[pa.RecordBatc
     try:
         with connection.cursor() as cursor:
             cursor.execute(sql)
-            yield from cursor.fetch_record_batch()
+            yield from fetched(cursor)
     except failures as error:
         raise translated(error, "") from error
 

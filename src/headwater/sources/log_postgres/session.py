@@ -16,14 +16,17 @@ from headwater.faults import failpoint
 from headwater.model import Batch, Changes, Note, Position, StoredChanges
 from headwater.protocols import Capture
 from headwater.sources.log_postgres import slot
-from headwater.sources.log_postgres.begin import AWAY, Setting, Stopping, begin, mark, patient
+from headwater.sources.log_postgres.begin import AWAY, Setting, Stopping, begin, fence, mark, passed, patient
 from headwater.sources.log_postgres.changes import Shaper, TextNeeded
+from headwater.sources.log_postgres.exchange import Watch
 from headwater.sources.log_postgres.identities import Identities
 from headwater.sources.log_postgres.load import Loads
 from headwater.sources.log_postgres.log import Log
+from headwater.sources.log_postgres.making import Making
 from headwater.sources.log_postgres.names import MESSAGES
-from headwater.sources.log_postgres.position import DONE, Place, lsn_of, place_of
+from headwater.sources.log_postgres.position import DONE, NOT_YET, Late, Place, lsn_of, place_of
 from headwater.sources.log_postgres.rows import Connector
+from headwater.sources.log_postgres.spool import SpooledChanges
 from headwater.sources.log_postgres.streamed import Streamed
 from headwater.sources.log_postgres.targets import targets_of
 from headwater.sources.log_postgres.units import Stored, Whole
@@ -60,12 +63,20 @@ class Session:
         try:
             self._types = PgTypes.load(begun.sql)
             connector = Connector(setting.url, setting.names.application)
+            tables, captures = begun.arranged.tables, begun.captures
+            self._exchanging = {
+                stream: capture
+                for stream, capture in captures.items()
+                if capture.kind == "fact" and capture.key and tables[capture.table].exchanges(capture.key)
+            }
             self._loads = Loads(
                 connector,
                 begun.captures,
                 self._types,
                 begun.place.epoch,
+                directory=setting.directory,
                 texts=setting.options.as_text,
+                exchanging=self._exchanging,
                 stopped=stopping.wait,
                 broken=self.broken,
             )
@@ -106,6 +117,7 @@ class Session:
         """The first makes durable that there is a slot and what begins; what is not, is done anew (F20)."""
         yield self._batch((), self.place)
         failpoint("log.begun")
+        Making(self._setting.directory, self.place.system, self._begun.sql.info.dbname, self.place.slot).end()
         if self.broken and not self._begun.captures:  # that they are owed a comparison is durable now
             raise next(iter(self.broken.values()))
         if self._begun.snapshot is not None:
@@ -149,10 +161,10 @@ class Session:
         )
         since = self.place.publications
         publications = tuple(name for name in since if since[name] <= self.place.lsn)
-        later = self._later = min((lsn for lsn in since.values() if lsn > self.place.lsn), default=None)
+        self._later = min((lsn for lsn in since.values() if self.place.lsn < lsn < NOT_YET), default=None)
         log = self._log = Log(self._begun.replication, self._setting, self.place, publications, self._shaper)
         self._fence = self._fence_now()
-        while self._goes_on and (later is None or self.place.lsn < later):
+        while self._goes_on and (self._later is None or self.place.lsn < self._later):
             unit = log.next(self._patience())
             if isinstance(unit, Whole):
                 yield from self._whole(log, unit)
@@ -190,14 +202,17 @@ class Session:
         try:
             if log.counts(unit, self.place.commit):
                 place = self.place.moved(transaction.end_lsn)
-                changes = log.stored(unit, lambda found: self._loads.passing(found, place))
+                watch = Watch(self._setting.name, self._exchanging.values())
+                changes = log.stored(unit, lambda found: self._loads.passing(watch.seen(found), place))
                 for relation in log.relations(unit):
                     place = self._noticed(relation, place)
                 place = self._without_untold(place)
                 self._streamed.add(np.array([transaction.xid], np.uint32))
-                yield self._batch(changes, self._loads.doubtful(place), nbytes=unit.spool.nbytes)
+                place = self._with_sights(place)
+                behind = _Behind(changes, place, self._loads)
+                yield self._batch(changes, place, nbytes=unit.spool.nbytes, position=Late(behind))
                 self._loads.behind(place.lsn)
-                self.place = self._loads.told(place)
+                self.place = behind()
         finally:
             unit.spool.close()
         log.learn(unit)
@@ -272,7 +287,7 @@ class Session:
         """How long the log is waited for."""
         if self._in_haste:
             return TICK
-        if self._loading:
+        if self._loading or self._unread:
             return 0.0 if self._behind_fence() else TICK
         return min(QUIET, self._setting.options.idle_advance or QUIET)
 
@@ -314,10 +329,20 @@ class Session:
         streams = [stream for stream in self._begun.captures if stream not in self.broken]
         return any(stream in loads and loads[stream].state != DONE for stream in streams)
 
+    @property
+    def _unread(self) -> bool:
+        """Whether a publication waits for those who do not know it."""
+        return NOT_YET in self.place.publications.values()
+
     def _load(self) -> Iterator[Batch]:
-        if not self._loading or self._later is not None or self._reached < self._compared:
+        if not (self._loading or self._unread) or self._later is not None or not self._behind_fence():
             return
-        if not self._behind_fence():
+        if self._unread:
+            self._later = since = mark(self._begun.sql)
+            publications = {name: min(lsn, since) for name, lsn in self.place.publications.items()}
+            self.place = dataclasses.replace(self.place, publications=publications)
+            return
+        if self._reached < self._compared:
             return
         stepped = self._loads.step(self.place, self._streamed)
         if stepped is not None:
@@ -328,19 +353,14 @@ class Session:
     def _fence_now(self) -> int:
         """A transaction that wrote before its table was published may end after: its rows come with none of the
         changes. So nothing is read beside the log before the log is read by every publication, and all transactions
-        have ended that ran then. (An id of our own is above theirs; `pg_snapshot_xmax` may be not.)
+        have ended that ran then. Nor is it read by a publication that some of them may not know.
         """
-        if not self._loading or self._begun.snapshot is not None or self._later is not None:
-            return 0
-        ((xid,),) = execute(self._begun.sql, "SELECT pg_catalog.pg_current_xact_id()::text")
-        return int(xid) + 1
+        waits = self._unread or (self._loading and self._begun.snapshot is None)
+        return fence(self._begun.sql) if waits and self._later is None else 0
 
     def _behind_fence(self) -> bool:
-        if self._fence:
-            ((xmin,),) = execute(
-                self._begun.sql, "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text"
-            )
-            self._fence = 0 if int(xmin) >= self._fence else self._fence
+        if self._fence and passed(self._begun.sql, self._fence):
+            self._fence = 0
         return not self._fence
 
     def _binary_fits(self) -> bool:
@@ -354,22 +374,46 @@ class Session:
             for name in target.columns
         )
 
+    def _with_sights(self, place: Place) -> Place:
+        seen = self._watch.sights
+        return place if place.seen is seen else dataclasses.replace(place, seen=seen)
+
     def _batch(
-        self, changes: Sequence[Changes] | StoredChanges, place: Place, notes: Sequence[Note] = (), nbytes: int = 0
+        self,
+        changes: Sequence[Changes] | StoredChanges,
+        place: Place,
+        notes: Sequence[Note] = (),
+        *,
+        nbytes: int = 0,
+        position: Position | None = None,
     ) -> Batch:
         if isinstance(changes, Sequence):
             changes = tuple(changes)
             nbytes = nbytes or sum(part.data.nbytes for part in changes)
         given, self._notes = (*self._notes, *notes), []
-        if place.seen is not self._watch.sights:
-            place = dataclasses.replace(place, seen=self._watch.sights)
-        position = place.position()
+        place = self._with_sights(place)
+        position = position or place.position()
         self._reached = max(self._reached, place.lsn)
         if place.lsn > self.place.lsn:
             self._moved = self._advanced = time.monotonic()
         self.place = place
         self._given = position, place
         return Batch(changes, position, nbytes, given)
+
+
+class _Behind:
+    """The place behind a stored transaction: rows are in doubt until its changes have been read to their end."""
+
+    def __init__(self, changes: SpooledChanges, place: Place, loads: Loads) -> None:
+        self._changes = changes
+        self._place = place
+        self._loads = loads
+        self._told: Place | None = None
+
+    def __call__(self) -> Place:
+        if self._told is None and self._changes.complete:
+            self._told = self._loads.told(self._place)
+        return self._told or self._loads.doubtful(self._place)
 
 
 def _difference(known: Mapping[str, str], now: Mapping[str, str]) -> str:

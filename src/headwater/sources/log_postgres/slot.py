@@ -31,11 +31,12 @@ PATIENCE = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What `IDENTIFY_SYSTEM` says. `version`: as in `server_version_num`."""
+    """What `IDENTIFY_SYSTEM` says. `version`: as in `server_version_num`; `end`: of its log on disk."""
 
     system: str
     timeline: int
     version: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,8 @@ def identify(connection: psycopg.Connection) -> Server:
             f"PostgreSQL {version // 10000} is older than what log capture knows: 13 is the first",
             hint="capture its tables with `pattern: trigger` or `query`",
         )
-    ((system, timeline, *_),) = ask(connection, "IDENTIFY_SYSTEM")
-    return Server(system, int(timeline), version)
+    ((system, timeline, end, _),) = ask(connection, "IDENTIFY_SYSTEM")
+    return Server(system, int(timeline), version, lsn_of(end))
 
 
 def find(connection: psycopg.Connection, name: str) -> Slot | None:
@@ -109,6 +110,9 @@ def check(slot: Slot | None, place: Place, server: Server, capture: str, databas
     if server.timeline != place.timeline:
         text = f"{stored} on timeline {place.timeline}; the server is on timeline {server.timeline}"
         raise GapError(f"{text}: it was restored or promoted, what happened on the way is unknown", hint=hint)
+    if server.end < place.lsn:
+        text = f"{stored}; the server's log ends at {lsn_text(server.end)}"
+        raise GapError(f"{text}: its files were put back to an earlier state, what followed is unknown", hint=hint)
     if slot is None:
         text = f"replication slot {place.slot} is gone; {stored}"
         raise GapError(f"{text}: what was committed after that is lost to the log", hint=hint)

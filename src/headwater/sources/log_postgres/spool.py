@@ -110,8 +110,13 @@ class SpooledChanges:
                     yield changes
         self._counts = counts
 
+    @property
+    def complete(self) -> bool:
+        """Whether they have been read to their end."""
+        return self._counts is not None
+
     def counts(self) -> list[Count]:
-        if self._counts is None:
+        if not self.complete:
             for _ in self:
                 pass
         return [(table, None, number) for table, number in (self._counts or {}).items()]

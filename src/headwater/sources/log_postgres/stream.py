@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from headwater.dialects.postgres_options import Options
 from headwater.drivers.postgres import literal, quoted, translated
 from headwater.drivers.postgres_receiver import Receiver
-from headwater.errors import GapError, HeadwaterError, NotConnected
+from headwater.errors import GapError, HeadwaterError, NotConnected, SourceError
 from headwater.sources.log_postgres.begin import Setting
 from headwater.sources.log_postgres.position import Place, lsn_text
 from headwater.sources.log_postgres.slot import ask, result_of
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import psycopg
     from psycopg.errors import Diagnostic
 
-BUDGET = 16 * 2**20
+BUDGET = 8 * 2**20
 """Bytes that wait to be taken before the thread reads no more."""
 
 AT_ONCE = 4 * 2**20
@@ -45,8 +45,14 @@ PAUSE_SECONDS = 0.05
 SILENCE_SECONDS = 60.0
 """After half of it the server is asked for an answer; after all of it the connection is taken for dead (F11)."""
 
-UNDEFINED = b"42704"
-"""The SQLSTATE of an object that does not exist."""
+UNDEFINED = "42704"
+"""The SQLSTATE of an object that does not exist: while the log is decoded, only publications are looked up by name."""
+
+ENCODING = ("22021", "22P05")
+"""SQLSTATEs of a text that is none in the encoding it is sent in."""
+
+LASTING = ("0A", "22", "42", "54", "XX")
+"""SQLSTATEs (their beginnings) of what the server would say again at the same place of the log."""
 
 PASSES_OVER = 180000
 """The first server that goes on without a publication that is not there, and only warns (`LoadPublications`)."""
@@ -61,7 +67,11 @@ Chunk = tuple[bytes | memoryview, NDArray[np.int64]]
 
 
 class Stream:
-    """One `START_REPLICATION`. `take`, `confirm`, `ask` and `close`; from the thread that captures, but for `wake`."""
+    """One `START_REPLICATION`. `take`, `confirm`, `ask` and `close`; from the thread that captures, but for `wake`.
+
+    Who waits in `take` reads by itself, for each hand-over between threads costs as much as the mapping of a few rows.
+    This thread reads while the other is at work: at once if there is a backlog, else after a while.
+    """
 
     def __init__(
         self,
@@ -81,78 +91,101 @@ class Stream:
         self._budget = BUDGET
         self._chunks: deque[Chunk] = deque()
         self._held = 0
-        self._changed = threading.Condition()
+        self.hurried = True
+        """Whether what arrives is wanted at once; a backlog is read in larger pieces."""
+        self.speaking = threading.Lock()
+        """Held by whoever uses the connection."""
+        self.heard_at = time.monotonic()
+        """When the server was last heard of."""
+        self.taking = False
+        """Whether `take` waits, and reads."""
         self._error: Exception | None = None
         self._woken = False
         self._closing = False
-        self.drained = False
-        """Whether everything that had arrived has been read."""
         self._confirmed = confirmed
         self.said_at = 0.0
         self._asked = self._answers = False
-        self._nudged, self._nudge = os.pipe()
-        os.set_blocking(self._nudged, False)
-        os.set_blocking(self._nudge, False)
+        self.nudged = Bell()
+        self._rung = Bell()
+        self._arrivals = select.poll()
+        for file in (connection.pgconn.socket, self._rung.fileno):
+            self._arrivals.register(file, select.POLLIN)
         self._thread = threading.Thread(target=self._run, name="headwater log stream", daemon=True)
         self._thread.start()
 
-    def take(self, timeout: float) -> Chunk | None:
-        """What has arrived since; None after `timeout` seconds, or when woken. Raises what ended the connection."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._chunks or self._error or self._woken, timeout)
+    def take(self, timeout: float, least: int = 0) -> Chunk | None:
+        """What has arrived since, once `least` bytes have or after `timeout` seconds.
+
+        None if that is nothing, or when woken. Raises what ended the connection.
+        """
+        self.taking = True
+        try:
+            was_full = self.full
+            self._await(time.monotonic() + timeout, least)
             self._woken = False
-            if self._chunks:
-                was_full = self._held >= self._budget
-                chunks = self._taken()
-            elif self._error is not None:
-                raise self._error
-            else:
-                return None
-        if was_full:
-            self._prod()
-        return joined(chunks)
+        finally:
+            self.taking = False
+        chunks = self._taken()
+        if was_full or not self.hurried:
+            self.nudged.ring()
+        if not chunks and self._error is not None:
+            raise self._error
+        return joined(chunks) if chunks else None
+
+    def _await(self, deadline: float, least: int) -> None:
+        """Read until there is enough, it is time, or somebody has rung."""
+        while self._error is None:
+            self._read()
+            left = deadline - time.monotonic()
+            if (self._held and (self.full or self._held >= least)) or self._error or self._woken or left <= 0:
+                return
+            self._arrivals.poll(left * 1000)
+            self._rung.heard()
+
+    def _read(self) -> None:
+        try:
+            self.receive()
+        except Exception as error:  # noqa: BLE001 - raised once all that had arrived is taken
+            self._end(error)
 
     def _taken(self) -> list[Chunk]:
-        chunks, size = [self._chunks.popleft()], 0
-        while self._chunks and (size := size + len(chunks[-1][0])) < AT_ONCE:
-            chunks.append(self._chunks.popleft())
-        self._held -= sum(len(data) for data, _ in chunks)
+        chunks, size = list[Chunk](), 0
+        with self.speaking:
+            while self._chunks and size < AT_ONCE:
+                chunks.append(self._chunks.popleft())
+                size += len(chunks[-1][0])
+            self._held -= size
         return chunks
 
     def wake(self) -> None:
         """Make `take` return; from any thread."""
-        with self._changed:
-            self._woken = True
-            self._changed.notify_all()
+        self._woken = True
+        self._rung.ring()
 
     def confirm(self, lsn: int) -> None:
         """The bus holds everything below `lsn`. The server hears of it soon."""
         if lsn > self._confirmed:
             self._confirmed = lsn
             if time.monotonic() - self.said_at >= PAUSE_SECONDS:
-                self._prod()
+                self.nudged.ring()
 
     def ask(self) -> None:
         """Ask the server for a keepalive."""
         self._asked = self._answers = True
-        self._prod()
+        self.nudged.ring()
 
     def answer(self) -> None:
         """Say at once how far the bus has come."""
         self._answers = True
-        self._prod()
+        self.nudged.ring()
 
     def close(self) -> None:
         """What was confirmed has been said when this returns, if the server still listens."""
         self._closing = True
-        self._prod()
+        self.nudged.ring()
         self._thread.join()
-        os.close(self._nudged)
-        os.close(self._nudge)
-
-    def _prod(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # enough of them wait
-            os.write(self._nudge, b"x")
+        self.nudged.close()
+        self._rung.close()
 
     # the thread
 
@@ -163,18 +196,13 @@ class Stream:
             self._end(error)
 
     def _end(self, error: Exception) -> None:
-        known = error if isinstance(error, HeadwaterError) else translated(error, "")
-        with self._changed:
-            self._error = known
-            self._changed.notify_all()
+        self._error = error if isinstance(error, HeadwaterError) else translated(error, "")
+        self._rung.ring()
 
     @property
     def closing(self) -> bool:
-        return self._closing
-
-    @property
-    def nudged(self) -> int:
-        return self._nudged
+        """Whether nothing more is to be read."""
+        return self._closing or self._error is not None
 
     def wishes(self) -> tuple[bool, bool]:
         """Whether something is to be said at once, and whether an answer is wanted to it."""
@@ -186,40 +214,73 @@ class Stream:
     def full(self) -> bool:
         return self._held >= self._budget
 
-    def receive(self) -> bool:
-        """Read what has arrived, until there is no more or no room; whether there was anything."""
-        some = False
-        while not self.full:
-            chunk = self._receiver.receive(self._budget // 16, 0.0)
-            if missed := self._missed():
-                raise missed
-            if chunk is None:
-                raise self._ended()
-            self.drained = not len(chunk[1])
-            if self.drained:
-                break
-            some = True
-            with self._changed:
-                self._chunks.append(chunk)
-                self._held += len(chunk[0])
-                self._changed.notify_all()
-        return some
+    def receive(self) -> None:
+        """Read what has arrived, until there is no more or no room."""
+        piece = self._budget // 8
+        with self.speaking:
+            while not self.full:
+                chunk = self._receiver.receive(piece, 0.0, hurried=self.hurried)
+                if missed := self._missed():
+                    raise missed
+                if chunk is None:
+                    raise self._ended()
+                if len(chunk[1]):
+                    self._chunks.append(chunk)
+                    self._held += len(chunk[0])
+                    self.heard_at = time.monotonic()
+                if len(chunk[0]) < piece:
+                    return
+
+
+class Bell:
+    """Wakes whoever polls `fileno`; `ring` from any thread."""
+
+    def __init__(self) -> None:
+        self.fileno, self._write = os.pipe()
+        os.set_blocking(self.fileno, False)
+        os.set_blocking(self._write, False)
+        self._rings = False
+
+    def ring(self) -> None:
+        self._rings = True
+        with contextlib.suppress(BlockingIOError):  # enough of them wait
+            os.write(self._write, b"x")
+
+    def heard(self) -> bool:
+        """Whether it has rung; it is silent then."""
+        if not self._rings:
+            return False
+        self._rings = False
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.fileno, 4096)
+        return True
+
+    def close(self) -> None:
+        os.close(self.fileno)
+        os.close(self._write)
 
 
 def _ended(connection: psycopg.Connection, publications: str, capture: str) -> HeadwaterError:
     """A server that has ended the stream is asked again: if it has nothing for us any more, the next start says so.
 
-    But it decodes the log with the catalog of its time, and will stumble each time where a publication was not there.
+    But it decodes the log with the catalog of its time, and will stumble each time where a publication was not there,
+    or over a value that it cannot send. What it was is told by its SQLSTATE: the words are in the server's language.
     """
     from psycopg.pq import DiagnosticField
 
     result = connection.pgconn.get_result()
-    state = result.error_field(DiagnosticField.SQLSTATE) if result is not None else None
+    state = ((result.error_field(DiagnosticField.SQLSTATE) if result is not None else None) or b"").decode()
     why = (result.error_message if result is not None else connection.pgconn.error_message) or b""
     text = why.decode(errors="replace").strip() or "no reason given"
-    if state == UNDEFINED and b"publication" in why:
+    if state == UNDEFINED:
         return _absent(publications, capture, text)
-    return NotConnected(f"the server has ended the replication: {text}")
+    if not state.startswith(LASTING):
+        return NotConnected(f"the server has ended the replication: {text}")
+    repair = f"`headwater repair {capture}` makes a new slot behind it and compares every table with its stream"
+    cause = "mend what it names"
+    if state in ENCODING:
+        cause = "the database's encoding is one that promises nothing (SQL_ASCII): mend the value in its table"
+    return SourceError(f"the server cannot send its log (SQLSTATE {state}): {text}", hint=f"{cause}; then {repair}")
 
 
 def _absent(publications: str, capture: str, text: str) -> GapError:
@@ -237,7 +298,7 @@ def _listen(
 
     def take(notice: Diagnostic) -> None:
         text = notice.message_primary or ""
-        if notice.sqlstate == ABSENT and any(f'"{name}"' in text for name in publications):
+        if notice.sqlstate == ABSENT and any(name in text for name in publications):
             warnings.append(text)
 
     if connection.info.server_version >= PASSES_OVER:
@@ -247,49 +308,51 @@ def _listen(
 
 
 class _Conversation:
-    """When to say what. `confirmed`: the LSN below which everything is durable."""
+    """When to say what, and when to read. `confirmed`: the LSN below which everything is durable."""
 
     def __init__(self, connection: psycopg.Connection, confirmed: Callable[[], int], every: float) -> None:
         self._every = every
         self._pgconn = connection.pgconn
         self._confirmed = confirmed
         self._said = 0
-        self._said_at = 0.0
-        self._heard_at = time.monotonic()
-        self._pleaded = False
+        self._said_at = self._pleaded_at = 0.0
 
     def hold(self, stream: Stream) -> None:
         while not stream.closing:
-            self._wait(stream)
-            if stream.receive():
-                self._heard_at, self._pleaded = time.monotonic(), False
-            self._speak(stream)
-        self._status(False)
+            nudged = self._wait(stream)
+            if not stream.taking and not (stream.hurried and nudged):
+                stream.receive()
+            if not stream.closing:
+                self._speak(stream)
+        with stream.speaking:
+            self._status(False)
 
-    def _wait(self, stream: Stream) -> None:
+    def _wait(self, stream: Stream) -> bool:
+        """Until there is something to do; whether somebody has rung."""
         poll = select.poll()
-        for file in (stream.nudged, *([] if stream.full else [self._pgconn.socket])):
+        idle = stream.full or stream.taking or stream.hurried
+        for file in (stream.nudged.fileno, *([] if idle else [self._pgconn.socket])):
             poll.register(file, select.POLLIN)
-        patience = self._every / 5 if stream.full or stream.drained else 0.0  # what libpq holds, no socket tells
-        if any(file == stream.nudged for file, _ in poll.poll(patience * 1000)):
-            os.read(stream.nudged, 4096)
+        poll.poll(self._every / 5 * 1000)
+        return stream.nudged.heard()
 
     def _speak(self, stream: Stream) -> None:
         now = time.monotonic()
-        silence = 0.0 if stream.full else now - self._heard_at
         if stream.full:
-            self._heard_at = now
+            stream.heard_at = now
+        silence = now - stream.heard_at
         if silence > SILENCE_SECONDS:
             raise NotConnected(
                 f"the server has been silent for {silence:.0f} seconds: the connection is taken for dead"
             )
         answers, asks = stream.wishes()
-        pleads = silence > SILENCE_SECONDS / 2 and not self._pleaded
-        self._pleaded |= pleads
+        pleads = silence > SILENCE_SECONDS / 2 and self._pleaded_at < stream.heard_at
         pause = now - self._said_at
         news = self._confirmed() > self._said and pause >= PAUSE_SECONDS
         if answers or pleads or news or pause >= self._every:
-            self._status(asks or pleads)
+            with stream.speaking:
+                self._status(asks or pleads)
+            self._pleaded_at = now if pleads else self._pleaded_at
             stream.said_at = self._said_at
 
     def _status(self, reply: bool) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
-from headwater.model import Changes, Note, Reading
+from headwater.model import Changes, Note, Reading, StoredChanges
 from headwater.protocols import Capture
 from headwater.sources.log_postgres.chunks import Chunk
 from headwater.sources.log_postgres.position import Place
@@ -20,7 +20,7 @@ from headwater.sources.log_postgres.snapshot import Snapshot
 class Step(NamedTuple):
     """What a step of a load gives: as in `model.Batch`."""
 
-    changes: Sequence[Changes]
+    changes: Sequence[Changes] | StoredChanges
     place: Place
     notes: Sequence[Note] = ()
 
@@ -33,11 +33,12 @@ class Hidden(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is loaded. `shape`: looks at the table as it is now."""
+    """What is loaded. `shape`: looks at the table as it is now. `directory`: where rows may lie for a while."""
 
     capture: Capture
     connector: Connector
     shape: Callable[[], Shape]
+    directory: str
 
     @property
     def stream(self) -> str:

@@ -5,7 +5,7 @@ A change of a partition is published as one of its root, but what the log holds 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -41,16 +41,23 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """`columns`: name -> (type's oid, typmod). `owned`: whether we may publish it. `above`: what it is a part of."""
+    """`columns`: name -> (type's oid, typmod). `owned`: whether we may publish it. `above`: what it is a part of.
+
+    `keyed`: whether it has a primary key that is checked at once. A partition that is made later inherits that from a
+    partitioned table, and nothing else that says which row was meant.
+    """
 
     id: TableId
     oid: int
     leaf: Leaf
     leaves: tuple[Leaf, ...]
     owned: bool
+    keyed: bool = False
     above: frozenset[TableId] = frozenset()
     columns: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     generated: frozenset[str] = frozenset()
+    unique: tuple[frozenset[str], ...] = ()
+    """The columns of each unique index that holds at any time, not only at the commit."""
 
     @property
     def stored(self) -> tuple[Leaf, ...]:
@@ -58,7 +65,18 @@ class Described:
 
     @property
     def told(self) -> bool:
-        return all(leaf.told for leaf in self.stored)
+        return self.lasts and all(leaf.told for leaf in self.stored)
+
+    @property
+    def lasts(self) -> bool:
+        """Whether what holds of the partitions will hold of those that are made later."""
+        return self.keyed or self.leaf.kind != "p"
+
+    def exchanges(self, key: Collection[str]) -> bool:
+        """Whether two rows may have the same key for a while, and the log tells them apart."""
+        return not any(columns <= set(key) for columns in self.unique) and all(
+            leaf.identity == "f" for leaf in self.stored
+        )
 
     @property
     def identifying(self) -> frozenset[str]:
@@ -73,7 +91,8 @@ class Described:
 
 _TABLES = """
 SELECT n.nspname::text, c.relname::text, c.oid::bigint, c.relkind::text, c.relpersistence::text, c.relreplident::text,
-       {identity}, pg_catalog.pg_has_role(c.relowner, 'USAGE'),
+       {identity}, pg_catalog.pg_has_role(c.relowner, 'USAGE'), {unique},
+       EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate),
        ARRAY(SELECT ARRAY[an.nspname::text, a.relname::text] FROM pg_catalog.pg_partition_ancestors(c.oid) p
              JOIN pg_catalog.pg_class a ON a.oid = p.relid JOIN pg_catalog.pg_namespace an ON an.oid = a.relnamespace
              WHERE a.oid <> c.oid)
@@ -94,6 +113,14 @@ ARRAY(SELECT a.attname::text FROM pg_catalog.pg_index i
       WHERE i.indrelid = c.oid AND i.indimmediate AND i.indisvalid
         AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END)
 """
+_UNIQUE = """
+ARRAY(SELECT pg_catalog.array_to_json(ARRAY(
+          SELECT a.attname::text FROM pg_catalog.pg_attribute a
+          WHERE a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])))
+      FROM pg_catalog.pg_index i
+      WHERE i.indrelid = c.oid AND i.indisunique AND i.indimmediate AND i.indisvalid
+        AND i.indpred IS NULL AND i.indexprs IS NULL)
+"""
 _COLUMNS = """
 SELECT attrelid::bigint, attname::text, atttypid::bigint, atttypmod, attgenerated <> ''
 FROM pg_catalog.pg_attribute WHERE attrelid = ANY (%s::oid[]) AND attnum > 0 AND NOT attisdropped ORDER BY 1, attnum
@@ -105,7 +132,7 @@ def describe(connection: psycopg.Connection, wanted: Iterable[TableId]) -> dict[
     names = sorted(set(wanted))
     rows = execute(
         connection,
-        _TABLES.format(identity=_IDENTITY),
+        _TABLES.format(identity=_IDENTITY, unique=_UNIQUE),
         [[table.schema for table in names], [table.name for table in names]],
     )
     oids = [row[2] for row in rows]
@@ -115,7 +142,7 @@ def describe(connection: psycopg.Connection, wanted: Iterable[TableId]) -> dict[
 
 
 def _described(row: tuple[Any, ...], leaves: dict[int, list[Any]], columns: dict[int, list[Any]]) -> Described:
-    schema, name, oid, kind, persistence, identity, of_index, owned, above = row
+    schema, name, oid, kind, persistence, identity, of_index, owned, unique, keyed, above = row
     found = columns.get(oid, [])
     return Described(
         id=TableId(schema, name),
@@ -123,9 +150,11 @@ def _described(row: tuple[Any, ...], leaves: dict[int, list[Any]], columns: dict
         leaf=Leaf(f"{schema}.{name}", kind, persistence, identity, tuple(of_index)),
         leaves=tuple(_leaf(found) for found in leaves.get(oid, [])),
         owned=owned,
+        keyed=keyed,
         above=frozenset(TableId(*one) for one in above),
         columns={column: (type_oid, typmod) for column, type_oid, typmod, _ in found},
         generated=frozenset(column for column, _, _, generated in found if generated),
+        unique=tuple(frozenset(columns) for columns in unique),
     )
 
 
@@ -194,6 +223,8 @@ def _untold(capture: Capture, described: Described) -> SourceError | None:
     mute = next((leaf for leaf in described.stored if not leaf.told), None)
     if mute is not None:
         return None if capture.kind == "event" else _nameless(described, mute)
+    if not described.lasts:
+        return None if capture.kind == "event" else _heirless(described)
     if described.leaf.identity == "f" and (other := [leaf for leaf in described.stored if leaf.identity != "f"]):
         return SourceError(
             f"table {described.id} has REPLICA IDENTITY FULL and its partition {other[0].name} has not: "
@@ -208,6 +239,15 @@ def _untold(capture: Capture, described: Described) -> SourceError | None:
             hint=f"ALTER TABLE {described.sql} REPLICA IDENTITY FULL;",
         )
     return None
+
+
+def _heirless(described: Described) -> SourceError:
+    return SourceError(
+        f"table {described.id} is partitioned and has no primary key: a partition that is made later would have none, "
+        "and its updates and deletes, if published, would fail in the application",
+        hint=f"ALTER TABLE {described.sql} ADD PRIMARY KEY (...); or capture it with `pattern: trigger`; "
+        "or declare the stream `kind: event`: then inserts alone are captured",
+    )
 
 
 def _nameless(described: Described, leaf: Leaf) -> SourceError:

@@ -25,6 +25,9 @@ from headwater.wire.pgoutput_messages import HEADER, letters_of
 LARGE = 16 * 2**20
 """Bytes of one transaction that are held in memory."""
 
+OLD = 1_000_000
+"""Microseconds: a commit that the server sends later than that is part of a backlog."""
+
 Letters = NDArray[np.uint8]
 
 _B, _C, _R, _O, _M, _T = (ord(letter) for letter in "BCROMT")
@@ -103,11 +106,21 @@ class Units:
         self._known: dict[int, tuple[int, bytes]] = {}
         self._arrivals = 0
         self._pressed = False
+        self._late = False
 
     def pressed(self) -> bool:
         """Whether the server has asked for an answer since this was asked."""
         pressed, self._pressed = self._pressed, False
         return pressed
+
+    @property
+    def behind(self) -> bool:
+        """Whether the server has more to send at once: a commit was old already when it came, or it is on its way."""
+        return self._late or self._block is not None or self._large is not None
+
+    def caught_up(self) -> None:
+        """Nothing more has come for a while."""
+        self._late = False
 
     @property
     def nbytes(self) -> int:
@@ -163,6 +176,7 @@ class Units:
         ends = run.where(_C)
         if len(ends):
             last = int(ends[-1]) + 1
+            self._late = _age(run.frames[last - 1]) > OLD and bool(run.letters[last:].all())
             complete = [*self._open, run.part(0, last)]
             for part in complete:
                 self._learn(part)
@@ -204,6 +218,7 @@ class Units:
         if len(keepalives):
             keepalive = pgoutput.keepalive(run.frames[int(keepalives[-1])])
             self.reached = max(self.reached, keepalive.end)
+            self._late = False
             self._pressed |= keepalive.reply
         messages = run.where(_M)
         if len(messages):
@@ -294,6 +309,11 @@ class Units:
     def _arrival(self) -> int:
         self._arrivals += 1
         return self._arrivals
+
+
+def _age(frame: memoryview) -> int:
+    """Microseconds from a commit to when the server sent it, both by the server's clock."""
+    return pgoutput.sent_at(frame) - pgoutput.commit(frame).time
 
 
 def _table(frame: bytes) -> int:

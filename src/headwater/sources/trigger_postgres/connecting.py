@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from headwater.drivers.postgres import adbc_errors, connect, connect_adbc, execute, literal, translated
+from headwater.drivers.postgres import adbc_errors, connect, connect_adbc, execute, fetched, literal, translated
 from headwater.errors import HeadwaterError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class RowReader:
         try:
             with self._connection.cursor() as cursor:
                 cursor.execute(sql)
-                yield from cursor.fetch_record_batch()
+                yield from fetched(cursor)
         except adbc_errors() as error:
             raise translated(error, "") from error
 
