@@ -219,7 +219,7 @@ def test_f50_f52_columns_change_within_one_batch_and_across_a_restart(small: Wor
     assert small.place.columns == {"public.t": {"id": "int8", "name": "text", "more": "int4"}}
     small.sql("INSERT INTO t VALUES (5, 'e', 1)")
     assert [row["after"] for row in small.catch_up()] == [{"id": 5, "name": "e"}]
-    assert len([note for note in small.notes if note.kind == "schema"]) == 3
+    assert len([note for note in small.notes if note.kind == "schema"]) == 4
 
 
 def test_a_type_that_binary_does_not_carry_makes_the_session_one_of_text(small: World) -> None:
