@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from headwater.drivers.postgres import connect, execute
-from headwater.model import Batch
+from headwater.model import Batch, Op
 from headwater.protocols import Load
 from headwater.sources.log_postgres import units
 from headwater.sources.log_postgres.spool import SpooledChanges
@@ -104,7 +104,8 @@ def test_f40_f50_columns_that_change_within_and_beside_a_large_transaction(
         execute(large, "INSERT INTO t SELECT i, i, 'new' FROM generate_series(6001, 9000) i")
         execute(large, "COMMIT")
     small.sql("INSERT INTO t VALUES (9001, 0, 'after')", "INSERT INTO u VALUES (4, 9, 'after')")
-    rows = small.catch_up(streaming=streaming)
+    found = small.catch_up(streaming=streaming)
+    rows = [row for row in found if row["_op"] != Op.READ]  # columns made anew are owed a comparison besides
     mine = [row for row in rows if row["table"].name == "t"]
     assert [row["after"] for row in mine] == [
         {"id": number, "name": "old" if number <= 6000 else "new" if number <= 9000 else "after"}
@@ -203,12 +204,13 @@ def test_f50_f52_columns_change_within_one_batch_and_across_a_restart(small: Wor
         "ALTER TABLE t ALTER id TYPE bigint",
         "INSERT INTO t VALUES (4, 'd', 1)",
     )
-    assert [row["after"] for row in small.catch_up(confirm=False)] == [
+    changes = [row for row in small.catch_up(confirm=False) if row["_op"] != Op.READ]  # rewritten rows are compared
+    assert [row["after"] for row in changes] == [
         {"id": 2, "name": "b"},
         {"id": 3},
         {"id": 4, "name": "d"},
     ]
-    texts = [note.text for note in small.notes if note.kind == "schema"]
+    texts = [note.text for note in small.notes if note.kind == "schema" and "does not tell" not in note.text]
     assert texts == [
         "table public.t: `more` (int4) is new",
         "table public.t: `name` (text) is gone, `label` (text) is new",
@@ -217,7 +219,7 @@ def test_f50_f52_columns_change_within_one_batch_and_across_a_restart(small: Wor
     assert small.place.columns == {"public.t": {"id": "int8", "name": "text", "more": "int4"}}
     small.sql("INSERT INTO t VALUES (5, 'e', 1)")
     assert [row["after"] for row in small.catch_up()] == [{"id": 5, "name": "e"}]
-    assert len([note for note in small.notes if note.kind == "schema"]) == 3
+    assert len([note for note in small.notes if note.kind == "schema"]) == 4
 
 
 def test_a_type_that_binary_does_not_carry_makes_the_session_one_of_text(small: World) -> None:

@@ -5,7 +5,8 @@ names                        what everything that we make in the source is calle
 tables, publication, slot    what the log can tell of a table; what makes the server keep and send it
 position, begin, making      where to resume, and what a position is worth on this server
 stream, units, spool         the connection; its frames cut into transactions; those too large for memory
-changes                      decoded rows as Arrow, columns by name
+changes, targets             decoded rows as Arrow, columns by name
+sights, watch, identities    what the log does not tell of: seen in the catalog, or by what the log leaves out
 log, session, source         one replication session; one `read`; the source
 rows, pages, chunks, windows, snapshot, load
                              the rows that a stream begins with, and how they and the log fit together

@@ -139,8 +139,8 @@ def _begun(
     watch = Watch(sql, setting.names, captures)
     untold = watch.begin({} if known is None else known.seen)
     arranged = publication.arrange(sql, setting.names, captures.values())
-    failpoint("log.arranged")
     watch.arranged()
+    failpoint("log.arranged")
     if known is None and captures and len(arranged.broken) == len(captures):
         raise next(iter(arranged.broken.values()))
     if known is not None:
@@ -277,11 +277,11 @@ def _new_slot(
 def _settle(begun: Begun, captures: Mapping[str, Capture], untold: list[Note]) -> None:
     """Streams that cannot be captured now are marked; those that can be again are compared with their rows.
 
-    So are those whose publication, or table, was altered since the position was stored in a way that the log does not
-    tell of, be it by us just before we died.
+    So are those whose publication was altered since the position was stored, be it by us just before we died, and
+    those whose table was altered in a way that the log does not tell of.
     """
-    arranged, before = begun.arranged, begun.place.published
     why = {note.stream: note for note in untold}
+    arranged, before = begun.arranged, begun.place.published
     for stream, capture in captures.items():
         progress = begun.place.loads.get(stream)
         table = str(capture.table)

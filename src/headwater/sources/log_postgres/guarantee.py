@@ -17,6 +17,11 @@ LOADS = (
     "tell are not told one by one."
 )
 UNLOGGED = "What PostgreSQL does not write to its log is not seen: unlogged tables, sequences and large objects."
+WHOLE = (
+    "What is done to a whole table (partitions emptied, attached or removed, a table made again, rows rewritten by "
+    "an ALTER, a publication altered) is not in the log: it is seen in the catalog at starts, and seconds later while "
+    "capture runs. Then the table is compared with its stream, and what happened to its rows is not told one by one."
+)
 FAILOVER = (
     "A server that was restored or promoted has another log: capture stops with an error, and `headwater repair` "
     "compares every table with its stream."
@@ -26,5 +31,5 @@ NO_KEY = "The table has no key: rows cannot be told apart, and what a gap has co
 
 def guarantee(config: StreamConfig, *, keyed: bool, key: tuple[str, ...] = ()) -> Guarantee:
     """`keyed`: whether the table has a key to compare rows by."""
-    notes = (ORDER, TOAST, LOADS, UNLOGGED, FAILOVER, *(() if keyed else (NO_KEY,)))
+    notes = (ORDER, TOAST, LOADS, UNLOGGED, WHOLE, FAILOVER, *(() if keyed else (NO_KEY,)))
     return Guarantee("exactly_once", "every", "seen", notes)

@@ -118,6 +118,8 @@ class Session:
         yield self._batch((), self.place)
         failpoint("log.begun")
         Making(self._setting.directory, self.place.system, self._begun.sql.info.dbname, self.place.slot).end()
+        if self.broken and not self._begun.captures:  # that they are owed a comparison is durable now
+            raise next(iter(self.broken.values()))
         if self._begun.snapshot is not None:
             for changes, place, notes in self._loads.initial(self.place, self._begun.snapshot):
                 yield self._batch(changes, place, notes)
@@ -206,6 +208,7 @@ class Session:
                     place = self._noticed(relation, place)
                 place = self._without_untold(place)
                 self._streamed.add(np.array([transaction.xid], np.uint32))
+                place = self._with_sights(place)
                 behind = _Behind(changes, place, self._loads)
                 yield self._batch(changes, place, nbytes=unit.spool.nbytes, position=Late(behind))
                 self._loads.behind(place.lsn)
@@ -332,14 +335,14 @@ class Session:
         return NOT_YET in self.place.publications.values()
 
     def _load(self) -> Iterator[Batch]:
-        if not (self._loading or self._unread) or self._later is not None or self._reached < self._compared:
-            return
-        if not self._behind_fence():
+        if not (self._loading or self._unread) or self._later is not None or not self._behind_fence():
             return
         if self._unread:
             self._later = since = mark(self._begun.sql)
             publications = {name: min(lsn, since) for name, lsn in self.place.publications.items()}
             self.place = dataclasses.replace(self.place, publications=publications)
+            return
+        if self._reached < self._compared:
             return
         stepped = self._loads.step(self.place, self._streamed)
         if stepped is not None:
@@ -371,6 +374,10 @@ class Session:
             for name in target.columns
         )
 
+    def _with_sights(self, place: Place) -> Place:
+        seen = self._watch.sights
+        return place if place.seen is seen else dataclasses.replace(place, seen=seen)
+
     def _batch(
         self,
         changes: Sequence[Changes] | StoredChanges,
@@ -384,8 +391,7 @@ class Session:
             changes = tuple(changes)
             nbytes = nbytes or sum(part.data.nbytes for part in changes)
         given, self._notes = (*self._notes, *notes), []
-        if place.seen is not self._watch.sights:
-            place = dataclasses.replace(place, seen=self._watch.sights)
+        place = self._with_sights(place)
         position = position or place.position()
         self._reached = max(self._reached, place.lsn)
         if place.lsn > self.place.lsn:
