@@ -208,8 +208,19 @@ class Assembly:
         self.bus.declare([self._declaration(stream) for stream in self.config.streams])
 
     def backfill(self, stream: str, where: str | None) -> Note:
-        """What asks the stream's capture for its rows once more, to be noted on the bus."""
-        config = self._stream_config(stream)
+        """What asks the stream's capture for its rows once more, to be noted on the bus.
+
+        Under triggers and queries it takes the place of a load that is not finished, so it is refused (`MappingError`)
+        where the complete reading that it asks for could not be taken.
+        """
+        config, capture = self._stream_config(stream), self.capture_of(stream)
+        state = self.bus.streams().get(stream)
+        if state is None or state.source != capture:
+            before = "nothing has captured it yet" if state is None else f"it was captured by {state.source} so far"
+            raise ConfigError(
+                f"stream {stream}: {capture} is to capture it, and {before}: no rows can be asked for once more",
+                hint="its rows are read when `headwater run` first captures it; ask again then",
+            )
         if config.pattern == "log":
             return loads.backfill(self.bus, stream, where)
         if where is not None:
@@ -217,6 +228,9 @@ class Assembly:
                 f"stream {stream}: rows can be chosen (`--where`) where the log is captured, not by `{config.pattern}`",
                 hint="without `--where` all rows are read again",
             )
+        from headwater.difference import check_comparable
+
+        check_comparable(self.contract(stream), state)
         return loads.reading_owed(self.bus, stream, Reload.REBUILD)
 
     def begin_anew(self, capture: str) -> None:

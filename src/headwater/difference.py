@@ -54,7 +54,7 @@ class Difference:
         *,
         state: StreamState | None = None,
     ) -> None:
-        _check_comparable(contract, state)
+        check_comparable(contract, state)
         self.contract = contract
         self._columns = pa.schema([pa.field(f.name, _stored(f.type)) for f in table_schema(contract)])
         self._like: Events | None = None
@@ -355,7 +355,8 @@ class Difference:
         return "; ".join(", ".join(f"{n} = {v!r}" for n, v in zip(names, row, strict=True)) for row in found)
 
 
-def _check_comparable(contract: Contract, state: StreamState | None) -> None:
+def check_comparable(contract: Contract, state: StreamState | None) -> None:
+    """Raises `MappingError` for a stream that no reading can be compared with."""
     if not contract.key:
         raise MappingError(
             f"stream {contract.stream} has no key, so that a reading cannot be compared with it",

@@ -42,7 +42,11 @@ class Load:
     where: str | None = None
     """SQL over the table's columns: which rows (a backfill). Only without `reload`."""
     earlier: tuple[Load, ...] = ()
-    """What a backfill was asked for behind, oldest first: the one of them that is not finished yet goes before it."""
+    """What a backfill was asked for behind, oldest first: the one of them that is not finished yet goes before it.
+
+    Of pattern `log` alone, as `where` is: others are asked for a complete reading (`Reload.REBUILD`), which stands for
+    whatever load it replaces.
+    """
 
 
 @dataclass(frozen=True, slots=True)

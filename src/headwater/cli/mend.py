@@ -18,8 +18,9 @@ def backfill(stream: Stream, config: File = FILE, where: Where = None, as_json: 
     """Append the source's rows once more, as they are now.
 
     Live changes go on meanwhile, and it continues where it was after a crash. Without --where, all rows. A running
-    `headwater run` begins at once; otherwise the next one does. A second backfill of a stream follows the first only
-    when that is done, or replaces it.
+    `headwater run` begins at once; otherwise the next one does. Where the log is captured, a second backfill of a
+    stream follows the first. Triggers and queries read all rows, in the place of a backfill or a first load that is not
+    finished, and begin again after a crash; a stream without a key is refused.
 
     \b
     Examples:
