@@ -232,7 +232,8 @@ def test_a_type_that_binary_does_not_carry_makes_the_session_one_of_text(small: 
         "ALTER TABLE t ALTER name TYPE text",
         "INSERT INTO t VALUES (5001, 'b')",
     )
-    names = [row["after"]["name"] for row in small.catch_up()]
+    rows = small.catch_up()  # and a comparison, for the ALTER has rewritten the rows
+    names = [row["after"]["name"] for row in rows if row["_op"] != Op.READ]
     assert names == ["a", "10.0.0.2/24", *["10.0.0.3"] * 4998, "b"]
 
 

@@ -188,20 +188,6 @@ def test_f20_a_slot_without_a_position_is_made_anew(world: World) -> None:
     assert [row["after"]["id"] for row in world.catch_up()] == [2]
 
 
-def test_f84_a_slot_that_a_bus_elsewhere_reads_from_is_not_dropped(world: World) -> None:
-    world.sql("INSERT INTO t VALUES (1, 'a')")
-    other = World(world.url, *world.captures)
-    for _ in range(2):
-        with pytest.raises(SourceError, match=f"{NAMES.slot} is there, and the bus has no position of it") as caught:
-            other.catch_up()
-    assert "`headwater repair db/log` drops it" in caught.value.hint
-    assert len(world.catch_up()) == 1, "the first goes on"
-    drop_slot(_config(world), "test", "db")
-    other.catch_up()
-    world.sql("INSERT INTO t VALUES (2, 'b')")
-    assert len(other.catch_up()) == 1
-
-
 def test_one_process_reads_a_slot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slot, "PATIENCE", 0.2)
     with world.following() as following:

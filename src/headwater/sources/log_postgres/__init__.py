@@ -3,7 +3,7 @@ own speed.
 
 names                        what everything that we make in the source is called
 tables, publication, slot    what the log can tell of a table; what makes the server keep and send it
-position, begin, making      where to resume, and what a position is worth on this server
+position, begin              where to resume, and what a position is worth on this server
 stream, units, spool         the connection; its frames cut into transactions; those too large for memory
 changes, targets             decoded rows as Arrow, columns by name
 sights, watch, identities    what the log does not tell of: seen in the catalog, or by what the log leaves out

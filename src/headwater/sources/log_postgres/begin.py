@@ -18,7 +18,6 @@ from headwater.faults import failpoint
 from headwater.model import Note, Position, Reload
 from headwater.protocols import Capture, Load
 from headwater.sources.log_postgres import publication, slot
-from headwater.sources.log_postgres.making import Making
 from headwater.sources.log_postgres.names import MESSAGES, Names
 from headwater.sources.log_postgres.position import NOT_YET, Place, Progress, lsn_of, lsn_text, place_of
 from headwater.sources.log_postgres.publication import Arranged
@@ -243,24 +242,15 @@ def _new_slot(
     epoch: int,
     stopping: Stopping,
 ) -> tuple[Place, str]:
-    """A slot without a position is of a start that was broken off before anything was durable (F20), or not ours.
+    """A slot without a position is of a start that was broken off before anything was durable (F20).
 
     A commit record may stand at the very place where the slot begins, so nothing at it is in the bus yet.
     """
     name = setting.names.slot
-    making = Making(setting.directory, server.system, sql.info.dbname, name)
     if found is not None:
         slot.check_kind(found, name, sql.info.dbname)
-        if not making.under_way:
-            raise SourceError(
-                f"replication slot {name} is there, and the bus has no position of it: it may be another deployment's, "
-                "which would lose changes",
-                hint=f"give this pipeline another `name`; or, if nobody needs it, `headwater repair {setting.name}` "
-                "drops it",
-            )
         slot.drop(sql, name)
         failpoint("log.slot.dropped")
-    making.begin()
     made = slot.make(replication, name, stop=stopping.fileno)
     place = Place(
         epoch=epoch,

@@ -22,7 +22,6 @@ from headwater.sources.log_postgres.exchange import Watch
 from headwater.sources.log_postgres.identities import Identities
 from headwater.sources.log_postgres.load import Loads
 from headwater.sources.log_postgres.log import Log
-from headwater.sources.log_postgres.making import Making
 from headwater.sources.log_postgres.names import MESSAGES
 from headwater.sources.log_postgres.position import DONE, NOT_YET, Late, Place, lsn_of, place_of
 from headwater.sources.log_postgres.rows import Connector
@@ -117,7 +116,6 @@ class Session:
         """The first makes durable that there is a slot and what begins; what is not, is done anew (F20)."""
         yield self._batch((), self.place)
         failpoint("log.begun")
-        Making(self._setting.directory, self.place.system, self._begun.sql.info.dbname, self.place.slot).end()
         if self.broken and not self._begun.captures:  # that they are owed a comparison is durable now
             raise next(iter(self.broken.values()))
         if self._begun.snapshot is not None:
