@@ -17,10 +17,10 @@ Where = Annotated[
 def backfill(stream: Stream, config: File = FILE, where: Where = None, as_json: Json = False) -> None:
     """Append the source's rows once more, as they are now.
 
-    Live changes go on meanwhile, and it continues where it was after a crash. Without --where, all rows. A running
-    `headwater run` begins at once; otherwise the next one does. Where the log is captured, a second backfill of a
-    stream follows the first. Triggers and queries read all rows, in the place of a backfill or a first load that is not
-    finished, and begin again after a crash; a stream without a key is refused.
+    Live changes go on meanwhile. Without --where, all rows. A running `headwater run` begins at once; otherwise the
+    next one does. Where the log is captured, it continues where it was after a crash, and a second backfill of a stream
+    follows the first. Triggers and queries read all rows, from the beginning after a crash, in the place of a backfill
+    or a first load that is not finished; they refuse a stream without a key.
 
     \b
     Examples:
