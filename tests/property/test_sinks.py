@@ -27,7 +27,6 @@ TEXT = st.one_of(st.none(), st.text(st.characters(exclude_characters="\x00", cod
 """Without the one character that a text of PostgreSQL cannot hold: such a row is refused, which is tested by itself."""
 
 
-
 @st.composite
 def histories(draw: Any) -> list[Row]:
     """Events as a source gives them, with some older ones that come once more."""
