@@ -67,6 +67,22 @@ def test_f30_f44_compaction_keeps_the_fold(
         assert bus.check() == []
 
 
+def test_f30_f44_a_value_that_comes_late_is_not_forestalled_by_an_older_one() -> None:
+    """The newest event by order lacks its name; by order the one before it comes last, behind what is compacted."""
+    with tempfile.TemporaryDirectory() as directory, Bench("embedded", directory) as bench:
+        bus = bench.open()
+        assert isinstance(bus, EmbeddedBus)
+        bus.declare([declaration(retention={"compacted": True, "tombstones": 0})])
+        written = [(0, Op.UPDATE, True), (1, Op.UPDATE, False), (2, Op.UPDATE, True), (7, Op.UPDATE, True)]
+        for number, (commit, op, lacks_name) in enumerate([*written, (4, Op.CREATE, False)]):
+            made = _event(0, commit, op, lacks_name=lacks_name, marked=True)
+            bus.append(Mapped([made]), source=SOURCE, position=position(number))
+            if number == 2:
+                _check_upkeep(bus)
+        _check_upkeep(bus)
+        assert _folded(bus) == {0: (7, "n4", False)}
+
+
 def _check_upkeep(bus: EmbeddedBus) -> None:
     expected = _folded(bus)
     while bus.maintain(budget=0):

@@ -3,7 +3,8 @@
 It works through what was appended since the last time, a chunk at once, in steps that are each one small transaction
 and leave a stream that folds to the same state wherever they stop:
 
-1. winners that lack columns (`_unchanged`) get them from the events that they replace;
+1. winners that lack columns (`_unchanged`) get them from the events that they replace, unless one behind the chunk is
+   older than the winner: then all of the key's events stay;
 2. those events go, segment by segment;
 3. the stream's `compacted` mark moves behind the chunk;
 4. deletes below the mark go, once their time has passed.
@@ -26,7 +27,7 @@ from headwater.buses.embedded.rewriting import Kept, Workshop
 from headwater.buses.embedded.segments import OFFSET, Decoded, below, digest, order_of
 from headwater.contracts.model import Contract
 from headwater.mapping.fold import fold
-from headwater.model import Op
+from headwater.model import Op, Order
 
 CHUNK_ROWS = 262_144
 CHUNK_BYTES = 32 * 2**20
@@ -94,8 +95,12 @@ class _Chunk:
         winners = fold(gathered, self._key)
         losers = np.setdiff1d(_offsets(gathered), _offsets(winners))
         lacking = winners.filter(winners.column("_partial"))
+        final = below(lacking, self._oldest_behind())
+        if not final.all():
+            losers = np.setdiff1d(losers, self._places(gathered, lacking.filter(pa.array(~final))))
+            lacking = lacking.filter(pa.array(final))
         if lacking.num_rows:
-            places = np.sort(_offsets(_matching(gathered, pa.table(lacking.select(self._key)))))
+            places = self._places(gathered, lacking)
             merged = self._merged(places)
             if merged is None:
                 losers = np.setdiff1d(losers, places)
@@ -105,6 +110,14 @@ class _Chunk:
 
     def _segments(self) -> list[Kept]:
         return self._shop.kept(condition="next <= ?", values=(self._end,))
+
+    def _oldest_behind(self) -> Order:
+        """A winner above it, by order, may yet take what it lacks from an event behind the chunk."""
+        return order_of(min(kept.min_order for kept in self._shop.kept(condition="next > ?", values=(self._end,))))
+
+    def _places(self, rows: pa.Table, of: pa.Table) -> Offsets:
+        """The sorted offsets of the rows that have a key of these."""
+        return np.sort(_offsets(_matching(rows, pa.table(of.select(self._key)))))
 
     def _merged(self, places: Offsets) -> pa.RecordBatch | None:
         """The winners with every column that an earlier event of theirs carries.

@@ -191,7 +191,7 @@ def order_range(batch: pa.RecordBatch) -> tuple[bytes, bytes]:
     return _extreme(columns, np.min), _extreme(columns, np.max)
 
 
-def below(batch: pa.RecordBatch, order: Order, *, or_at: bool = False) -> npt.NDArray[np.bool_]:
+def below(batch: pa.RecordBatch | pa.Table, order: Order, *, or_at: bool = False) -> npt.NDArray[np.bool_]:
     """Which events come before `order`."""
     epoch, commit, index = (batch.column(name).to_numpy() for name in ("_epoch", "_commit", "_index"))
     at_epoch = epoch == order.epoch
