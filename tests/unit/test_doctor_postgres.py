@@ -215,7 +215,7 @@ def test_f04_a_slot_that_the_server_gave_up(tmp_path: Path) -> None:
         assert (unsafe.state, "the next checkpoint will throw away" in unsafe.text) == ("problem", True)
         server.execute("CHECKPOINT")
         lost = probe(reports(server.url, tmp_path)[""], "slot headwater_p_lms")
-        assert (lost.state, lost.fix) == ("problem", "headwater repair")
+        assert (lost.state, lost.fix) == ("problem", "headwater repair lms/log")
         assert "its reader has lost changes" in lost.text
 
 

@@ -150,9 +150,10 @@ def _stream_remarks(stream: StreamStatus) -> Iterator[str]:
         yield f"paused: {stream.paused}; {parked}; `headwater resume {stream.stream}` lets it go on"
     if stream.quarantine.rows:
         more = f" and {stream.quarantine.more_keys} more" * bool(stream.quarantine.more_keys)
-        keys = ", ".join(stream.quarantine.keys) + more
+        keys = ", ".join(filter(None, stream.quarantine.keys)) + more
         rows = count(stream.quarantine.rows, "change")
-        yield f"{rows} in quarantine, of keys {keys}; see `headwater quarantine list {stream.stream}`"
+        which = f"of keys {keys}" if keys else "without a key"
+        yield f"{rows} in quarantine, {which}; see `headwater quarantine list {stream.stream}`"
     for note in stream.notes:
         if note.kind != "loaded":
             yield f"{note.time:%Y-%m-%d %H:%M:%S} {note.kind}: {note.text}"

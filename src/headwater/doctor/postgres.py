@@ -52,7 +52,7 @@ class PostgresExamination:
     def source_probes(self) -> list[Probe]:
         wanted = any(stream.pattern == "log" for stream in self._streams.values())
         there = {slot.name for slot in postgres_wal.slots(self._connection)}
-        ours = frozenset({self._names.slot})
+        ours = {self._names.slot: f"{self._names.source}/log"}
         probes = list(postgres_server.ServerProbes(self.server, wanted, self._names.slot in there).probes())
         probes += [self._reached, postgres_server.pooler_probe(self._connection, self.server)]
         probes += postgres_server.commit_probes(self._connection, self.server)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,13 +68,14 @@ def slots(connection: psycopg.Connection) -> list[Slot]:
     return [Slot(*row) for row in execute(connection, _SLOTS)]
 
 
-def slot_probe(slot: Slot, *, ours: bool) -> Probe:
+def slot_probe(slot: Slot, ours: str | None) -> Probe:
+    """`ours`: this pipeline's capture that reads it."""
     name = f"slot {slot.name}"
     kept = f"keeps {size(slot.retained)} of WAL" if slot.retained is not None else "keeps no WAL"
     drop = f"SELECT pg_drop_replication_slot({literal(slot.name)});  -- if its reader will never come back"
     if slot.status == "lost":
         text = f"the server has thrown away WAL that it needed ({slot.reader}): its reader has lost changes"
-        return Probe(name, "problem" if ours else "warning", text, "headwater repair" if ours else drop)
+        return Probe(name, "problem" if ours else "warning", text, f"headwater repair {ours}" if ours else drop)
     if slot.status == "unreserved":
         text = f"{kept}, and the next checkpoint will throw away a part of it; {slot.reader}"
         return Probe(name, "problem" if ours else "warning", text, "let its reader catch up now")
@@ -182,9 +183,11 @@ def limit_probe(server: Server) -> Probe:
     return Probe("wal limit", "good", text)
 
 
-def wal_probes(connection: psycopg.Connection, server: Server, growth: Growth, ours: frozenset[str]) -> Iterator[Probe]:
-    """`ours`: the names of this pipeline's slots."""
+def wal_probes(
+    connection: psycopg.Connection, server: Server, growth: Growth, ours: Mapping[str, str]
+) -> Iterator[Probe]:
+    """`ours`: the names of this pipeline's slots, each with its capture."""
     for slot in slots(connection):
-        yield slot_probe(slot, ours=slot.name in ours)
+        yield slot_probe(slot, ours.get(slot.name))
     yield growth_probe(growth, disk(connection, server), server)
     yield limit_probe(server)
