@@ -28,7 +28,7 @@ from tests.crash.postgres_world import CAPTURE, FIELDS, KEYS, PATIENCE, World
 
 AUDITED = "shop.item"
 
-AUDITED = bool(os.environ.get("HEADWATER_AUDIT"))
+BY_AUDIT = bool(os.environ.get("HEADWATER_AUDIT"))
 """Whether changes are looked for in the audit: one seed in a hundred finds a delete that was not told, which is open."""
 
 Values = dict[str, Any]
@@ -71,7 +71,7 @@ def check(world: World) -> None:
                 same(f"{stream} in the sink", sink_rows(world, stream), expected)
             else:
                 _history_is_complete(world, stream, events)
-            if stream == AUDITED and AUDITED:
+            if stream == AUDITED and BY_AUDIT:
                 compare_with_audit(events, audited(world), span_of(assembly, events))
         _verify_sink(assembly, verified)
 
