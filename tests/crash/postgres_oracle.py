@@ -29,7 +29,7 @@ from tests.crash.postgres_world import CAPTURE, FIELDS, KEYS, PATIENCE, World
 AUDITED = "shop.item"
 
 BY_AUDIT = bool(os.environ.get("HEADWATER_AUDIT"))
-"""Whether changes are looked for in the audit: one seed in a hundred finds a delete that was not told, which is open."""
+"""Whether changes are looked for in the audit: in one seed of a hundred a delete was not told, which is open."""
 
 Values = dict[str, Any]
 Rows = dict[tuple[Any, ...], Values]
