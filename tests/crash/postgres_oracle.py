@@ -264,6 +264,7 @@ def audited(world: World) -> Audit:
         "SELECT seq, xid::text, lsn::text, op, old_id, id, version FROM shop.audit ORDER BY seq",
         database=world.database,
     )
+    (world.directory / "audit").write_text("".join(f"{row}\n" for row in rows))
     for seq, xid, lsn, op, old_id, new_id, version in rows:
         place = lsn_of(lsn)
         moved = op == "u" and old_id != new_id
