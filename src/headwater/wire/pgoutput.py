@@ -46,7 +46,7 @@ from headwater.wire.pgoutput_messages import (
     stream_start,
     subtransaction,
 )
-from headwater.wire.pgoutput_tables import Known, Loops, Tables, Wanted
+from headwater.wire.pgoutput_tables import Known, Loops, Recipes, Tables, Wanted
 
 __all__ = [
     "KEY_ONLY",
@@ -60,6 +60,7 @@ __all__ = [
     "Loops",
     "Malformed",
     "Message",
+    "ReadyRows",
     "Relation",
     "Segment",
     "Start",
@@ -127,6 +128,18 @@ class TableRows:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ReadyRows:
+    """Likewise, as `data` of a recipe. `transaction`: which of the segment's transactions."""
+
+    relation: Relation
+    transaction: NDArray[np.int32]
+    data: pa.RecordBatch
+
+    def __len__(self) -> int:
+        return len(self.transaction)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Segment:
     """What the messages up to a change of a table's columns, or up to their end, tell.
 
@@ -135,7 +148,7 @@ class Segment:
     """
 
     transactions: Transactions
-    tables: list[TableRows]
+    tables: list[TableRows | ReadyRows]
     complete: bool
 
 
@@ -150,11 +163,14 @@ class Decoder:
     `date` int32 (days since 2000), `timestamp` int64 (microseconds since 2000), `time` int64 (microseconds);
     "" (a value that the server sends as text) string.
 
-    `loops`: the modules of the loops, compiled or not; by default as `HEADWATER_NATIVE` says.
+    `loops`: the modules of the loops, compiled or not; by default as `HEADWATER_NATIVE` says. `recipes` is asked for
+    each relation of which something is wanted; where it gives one, plain rows are made ready at once (`ReadyRows`).
     """
 
-    def __init__(self, *, binary: bool, wanted: Wanted, loops: Loops | None = None) -> None:
-        self._tables = Tables(binary, wanted)
+    def __init__(
+        self, *, binary: bool, wanted: Wanted, recipes: Recipes | None = None, loops: Loops | None = None
+    ) -> None:
+        self._tables = Tables(binary, wanted, recipes)
         self._loops = loops or Loops.chosen()
         self._part: Transaction | None = None
         self._ordinal = 0
@@ -178,7 +194,12 @@ class Decoder:
         of the subtransactions `aborted` are left out. A segment ends where a Relation message changes what is wanted
         of a table. Raises `Malformed`; then the decoder cannot go on. One call at a time.
         """
-        frames = Frames(buffer, ends)
+        return self.decode_frames(Frames(buffer, ends), transaction, aborted)
+
+    def decode_frames(
+        self, frames: Frames, transaction: Transaction | None = None, aborted: Collection[int] = ()
+    ) -> Iterator[Segment]:
+        """As `decode`."""
         if transaction is not self._part:
             self._part, self._ordinal = transaction, 0
         work = Work(self._loops, self._tables, frames, transaction, aborted, self._ordinal)
@@ -269,12 +290,16 @@ class Work:
     def _segment(self) -> Segment:
         _, count, _, transactions, _, is_open = self._scan.progress()
         rows = self._rows[:count]
-        values = Values(self._loops.values, self._frames.data, self._places)
-        tables = [self._table(self._tables.known[slot], rows[of], values) for slot, of in _by_slot(rows[:, 0])]
+        tables = [self._table(self._tables.known[slot], rows[of]) for slot, of in _by_slot(rows[:, 0])]
         return Segment(self._described(transactions, is_open), tables, not is_open)
 
-    def _table(self, known: Known, rows: NDArray[np.int64], values: Values) -> TableRows:
+    def _table(self, known: Known, rows: NDArray[np.int64]) -> TableRows | ReadyRows:
         messages = self._loops.messages
+        if known.recipe is not None and not self._scan.unchanged_values():
+            data = known.recipe.batch(self._frames.data, self._places.data, rows, self._transactions)
+            if data is not None:
+                return ReadyRows(known.relation, rows[:, messages.TRANSACTION].astype(np.int32), data)
+        values = Values(self._loops.values, self._frames.data, self._places)
         after, before = (np.ascontiguousarray(rows[:, field]) for field in (messages.AFTER, messages.BEFORE))
         return TableRows(
             known.relation,

@@ -132,4 +132,4 @@ class Log:
         self._connection.close()
 
     def _new_decoder(self) -> Decoder:
-        return Decoder(binary=self._shaper.binary, wanted=self._shaper.wanted)
+        return Decoder(binary=self._shaper.binary, wanted=self._shaper.wanted, recipes=self._shaper.recipe)
