@@ -229,7 +229,8 @@ class Work:
         self._transactions = np.empty((len(frames) + 1, loops.messages.TRANSACTION_FIELDS), np.int64)
         if part is not None:
             self._transactions[0] = _record(part)
-        left_out, ends = np.array(sorted(aborted), np.int64).data, frames.ends.data
+        left_out = np.array(sorted(aborted), np.int64).data if aborted else _NOTHING
+        ends = frames.ends.data
         self._scan = loops.messages.Scan(frames.data, ends, left_out, part is not None, self._streamed, ordinal)
         self._scan.write_to(self._rows.data, self._places.data, self._transactions.data)
         self._scan.know(*tables.arrays())
@@ -283,14 +284,17 @@ class Work:
         index = self._scan.progress()[0]
         frame = self._frames[index]
         letter = bytes(frame[HEADER : HEADER + 1]).decode("latin-1")
-        at = self._scan.at_byte() - int(self._frames.starts[index])
+        at = self._scan.at_byte() - self._frames.start(index)
         text = self._loops.messages.FAULTS[stop]
         return Malformed(f"message {letter!r}, frame {index} of {len(frame)} bytes, {text} (at byte {at})")
 
     def _segment(self) -> Segment:
         _, count, _, transactions, _, is_open = self._scan.progress()
-        rows = self._rows[:count]
-        tables = [self._table(self._tables.known[slot], rows[of]) for slot, of in _by_slot(rows[:, 0])]
+        rows, known = self._rows[:count], self._tables.known
+        if self._scan.of_several_tables():
+            tables = [self._table(known[slot], rows[of]) for slot, of in _by_slot(rows[:, 0])]
+        else:
+            tables = [self._table(known[int(rows[0, 0])], rows)] if count else []
         return Segment(self._described(transactions, is_open), tables, not is_open)
 
     def _table(self, known: Known, rows: NDArray[np.int64]) -> TableRows | ReadyRows:
@@ -335,7 +339,7 @@ class Work:
     def _origins(self, frames: NDArray[np.int64]) -> NDArray[np.object_]:
         own = self._part.origin if self._part is not None else ""
         names: NDArray[np.object_] = np.full(len(frames), own, object)
-        for index in np.flatnonzero(frames >= 0):
+        for index in (frames >= 0).nonzero()[0]:
             names[index] = origin_of(self._frames[int(frames[index])])
         return names
 
@@ -346,6 +350,9 @@ class Work:
             if bytes(frame[:1]) == b"w" and bytes(frame[HEADER : HEADER + 1]) == b"C":
                 return _signed(commit(frame).end_lsn)
         raise Malformed(f"{len(self._frames)} frames end within a transaction; whole ones are expected")
+
+
+_NOTHING = np.empty(0, np.int64).data
 
 
 def _record(part: Transaction) -> tuple[int, ...]:
@@ -365,11 +372,6 @@ def _doubled(array: NDArray[np.int64], used: int) -> NDArray[np.int64]:
 
 def _by_slot(slots: NDArray[np.int64]) -> Iterator[tuple[int, Any]]:
     """Each slot with the places of its rows."""
-    if not len(slots):
-        return
-    if (slots == slots[0]).all():
-        yield int(slots[0]), slice(None)
-        return
     order = np.argsort(slots, kind="stable")
     for group in np.split(order, np.flatnonzero(np.diff(slots[order])) + 1):
         yield int(slots[group[0]]), group

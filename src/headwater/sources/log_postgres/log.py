@@ -89,7 +89,7 @@ class Log:
 
     def segments(self, unit: Whole) -> Iterator[Segment]:
         """Raises `TextNeeded`; then the session cannot go on."""
-        return self._decoder.decode(unit.buffer, unit.ends)
+        return self._decoder.decode_frames(unit.frames)
 
     def stored(self, unit: Stored, passing: Passing) -> SpooledChanges:
         """Raises `TextNeeded`, now and not later."""
