@@ -70,7 +70,7 @@ def cut(tmp_path: Path) -> Iterator[Units]:
 
 def _frames(unit: Whole | Stored | None) -> int:
     assert unit is not None
-    return len(unit.ends) if isinstance(unit, Whole) else sum(len(ends) for _, ends in unit.spool.pieces())
+    return len(unit.frames) if isinstance(unit, Whole) else sum(len(ends) for _, ends in unit.spool.pieces())
 
 
 def test_whole_transactions_are_one_unit_and_an_open_one_waits(cut: Units) -> None:

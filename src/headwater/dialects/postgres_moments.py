@@ -14,7 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_DAY = 86_400_000_000
+DAY = 86_400_000_000
+"""In microseconds."""
+
 _CYCLE = 146_097
 """Days in 400 years, after which the calendar repeats itself."""
 _EPOCH = datetime.date(2000, 1, 1)
@@ -66,15 +68,15 @@ def _bounds(count: pa.Array) -> tuple[int, int] | tuple[None, None]:
 
 _SINCE_1970 = (_EPOCH - datetime.date(1970, 1, 1)).days
 DAYS = Unit(pa.int32(), _SINCE_1970, _FIRST + _SINCE_1970, _LAST + _SINCE_1970)
-MICROSECONDS = Unit(pa.int64(), _SINCE_1970 * _DAY, (_FIRST + _SINCE_1970) * _DAY, (_LAST + _SINCE_1970 + 1) * _DAY - 1)
+MICROSECONDS = Unit(pa.int64(), _SINCE_1970 * DAY, (_FIRST + _SINCE_1970) * DAY, (_LAST + _SINCE_1970 + 1) * DAY - 1)
 
 
 def limited_times(count: pa.Array) -> pa.Array:
     """Microseconds of a day (int64), with null for 24:00."""
     highest = pc.max(count).as_py()
-    if highest is None or highest < _DAY:
+    if highest is None or highest < DAY:
         return count
-    return pc.if_else(pc.less(count, _DAY), count, pa.scalar(None, pa.int64()))
+    return pc.if_else(pc.less(count, DAY), count, pa.scalar(None, pa.int64()))
 
 
 def printed_times(count: pa.Array) -> pa.Array:
@@ -87,7 +89,7 @@ def _date_text(days: int, zone: str = "") -> str:
 
 
 def _moment_text(microseconds: int, zone: str) -> str:
-    days, rest = divmod(microseconds, _DAY)
+    days, rest = divmod(microseconds, DAY)
     year, month, day = _calendar(days)
     return f"{_shown_year(year)}-{month:02}-{day:02} {_clock(rest)}{zone}{_era(year)}"
 

@@ -15,10 +15,11 @@ import pyarrow.compute as pc
 
 from headwater.dialects.marks import Marks, marked
 from headwater.dialects.postgres_hex import bytes_of_hex, text_of_uuids
-from headwater.dialects.postgres_moments import DAYS, MICROSECONDS, Unit, limited_times, printed_times
+from headwater.dialects.postgres_moments import DAY, DAYS, MICROSECONDS, Unit, limited_times, printed_times
 from headwater.dialects.postgres_types import Kind
 from headwater.errors import SourceError
 from headwater.wire.array_text import split_arrays
+from headwater.wire.pgoutput_ready import Moments
 
 Converted = tuple[pa.Array, Marks | None]
 """An array of the kind's type, null where a value does not fit, and the marks of those."""
@@ -164,6 +165,14 @@ def _list(values: pa.Array, kind: Kind, name: str) -> Converted:
 # binary
 
 _UNITS = {"date": DAYS, "timestamp": MICROSECONDS}
+
+
+def moments_of(kind: Kind) -> Moments | None:
+    """What `from_wire` does to plain values of a kind that counts time: those in bounds, which get no mark."""
+    if kind.wire == "time":
+        return Moments(0, 0, DAY - 1)
+    unit = _UNITS.get(kind.wire)
+    return None if unit is None else Moments(unit.epoch, unit.lowest, unit.highest)
 
 
 def _moments(count: pa.Array, unit: Unit, kind: Kind, name: str) -> Converted:

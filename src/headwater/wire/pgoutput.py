@@ -46,7 +46,7 @@ from headwater.wire.pgoutput_messages import (
     stream_start,
     subtransaction,
 )
-from headwater.wire.pgoutput_tables import Known, Loops, Tables, Wanted
+from headwater.wire.pgoutput_tables import Known, Loops, Recipes, Tables, Wanted
 
 __all__ = [
     "KEY_ONLY",
@@ -60,6 +60,7 @@ __all__ = [
     "Loops",
     "Malformed",
     "Message",
+    "ReadyRows",
     "Relation",
     "Segment",
     "Start",
@@ -127,6 +128,18 @@ class TableRows:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ReadyRows:
+    """Likewise, as `data` of a recipe. `transaction`: which of the segment's transactions."""
+
+    relation: Relation
+    transaction: NDArray[np.int32]
+    data: pa.RecordBatch
+
+    def __len__(self) -> int:
+        return len(self.transaction)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Segment:
     """What the messages up to a change of a table's columns, or up to their end, tell.
 
@@ -135,7 +148,7 @@ class Segment:
     """
 
     transactions: Transactions
-    tables: list[TableRows]
+    tables: list[TableRows | ReadyRows]
     complete: bool
 
 
@@ -150,11 +163,14 @@ class Decoder:
     `date` int32 (days since 2000), `timestamp` int64 (microseconds since 2000), `time` int64 (microseconds);
     "" (a value that the server sends as text) string.
 
-    `loops`: the modules of the loops, compiled or not; by default as `HEADWATER_NATIVE` says.
+    `loops`: the modules of the loops, compiled or not; by default as `HEADWATER_NATIVE` says. `recipes` is asked for
+    each relation of which something is wanted; where it gives one, plain rows are made ready at once (`ReadyRows`).
     """
 
-    def __init__(self, *, binary: bool, wanted: Wanted, loops: Loops | None = None) -> None:
-        self._tables = Tables(binary, wanted)
+    def __init__(
+        self, *, binary: bool, wanted: Wanted, recipes: Recipes | None = None, loops: Loops | None = None
+    ) -> None:
+        self._tables = Tables(binary, wanted, recipes)
         self._loops = loops or Loops.chosen()
         self._part: Transaction | None = None
         self._ordinal = 0
@@ -178,7 +194,12 @@ class Decoder:
         of the subtransactions `aborted` are left out. A segment ends where a Relation message changes what is wanted
         of a table. Raises `Malformed`; then the decoder cannot go on. One call at a time.
         """
-        frames = Frames(buffer, ends)
+        return self.decode_frames(Frames(buffer, ends), transaction, aborted)
+
+    def decode_frames(
+        self, frames: Frames, transaction: Transaction | None = None, aborted: Collection[int] = ()
+    ) -> Iterator[Segment]:
+        """As `decode`."""
         if transaction is not self._part:
             self._part, self._ordinal = transaction, 0
         work = Work(self._loops, self._tables, frames, transaction, aborted, self._ordinal)
@@ -208,7 +229,8 @@ class Work:
         self._transactions = np.empty((len(frames) + 1, loops.messages.TRANSACTION_FIELDS), np.int64)
         if part is not None:
             self._transactions[0] = _record(part)
-        left_out, ends = np.array(sorted(aborted), np.int64).data, frames.ends.data
+        left_out = np.array(sorted(aborted), np.int64).data if aborted else _NOTHING
+        ends = frames.ends.data
         self._scan = loops.messages.Scan(frames.data, ends, left_out, part is not None, self._streamed, ordinal)
         self._scan.write_to(self._rows.data, self._places.data, self._transactions.data)
         self._scan.know(*tables.arrays())
@@ -262,19 +284,26 @@ class Work:
         index = self._scan.progress()[0]
         frame = self._frames[index]
         letter = bytes(frame[HEADER : HEADER + 1]).decode("latin-1")
-        at = self._scan.at_byte() - int(self._frames.starts[index])
+        at = self._scan.at_byte() - self._frames.start(index)
         text = self._loops.messages.FAULTS[stop]
         return Malformed(f"message {letter!r}, frame {index} of {len(frame)} bytes, {text} (at byte {at})")
 
     def _segment(self) -> Segment:
         _, count, _, transactions, _, is_open = self._scan.progress()
-        rows = self._rows[:count]
-        values = Values(self._loops.values, self._frames.data, self._places)
-        tables = [self._table(self._tables.known[slot], rows[of], values) for slot, of in _by_slot(rows[:, 0])]
+        rows, known = self._rows[:count], self._tables.known
+        if self._scan.of_several_tables():
+            tables = [self._table(known[slot], rows[of]) for slot, of in _by_slot(rows[:, 0])]
+        else:
+            tables = [self._table(known[int(rows[0, 0])], rows)] if count else []
         return Segment(self._described(transactions, is_open), tables, not is_open)
 
-    def _table(self, known: Known, rows: NDArray[np.int64], values: Values) -> TableRows:
+    def _table(self, known: Known, rows: NDArray[np.int64]) -> TableRows | ReadyRows:
         messages = self._loops.messages
+        if known.recipe is not None and not self._scan.unchanged_values():
+            data = known.recipe.batch(self._frames.data, self._places.data, rows, self._transactions)
+            if data is not None:
+                return ReadyRows(known.relation, rows[:, messages.TRANSACTION].astype(np.int32), data)
+        values = Values(self._loops.values, self._frames.data, self._places)
         after, before = (np.ascontiguousarray(rows[:, field]) for field in (messages.AFTER, messages.BEFORE))
         return TableRows(
             known.relation,
@@ -310,7 +339,7 @@ class Work:
     def _origins(self, frames: NDArray[np.int64]) -> NDArray[np.object_]:
         own = self._part.origin if self._part is not None else ""
         names: NDArray[np.object_] = np.full(len(frames), own, object)
-        for index in np.flatnonzero(frames >= 0):
+        for index in (frames >= 0).nonzero()[0]:
             names[index] = origin_of(self._frames[int(frames[index])])
         return names
 
@@ -321,6 +350,9 @@ class Work:
             if bytes(frame[:1]) == b"w" and bytes(frame[HEADER : HEADER + 1]) == b"C":
                 return _signed(commit(frame).end_lsn)
         raise Malformed(f"{len(self._frames)} frames end within a transaction; whole ones are expected")
+
+
+_NOTHING = np.empty(0, np.int64).data
 
 
 def _record(part: Transaction) -> tuple[int, ...]:
@@ -340,11 +372,6 @@ def _doubled(array: NDArray[np.int64], used: int) -> NDArray[np.int64]:
 
 def _by_slot(slots: NDArray[np.int64]) -> Iterator[tuple[int, Any]]:
     """Each slot with the places of its rows."""
-    if not len(slots):
-        return
-    if (slots == slots[0]).all():
-        yield int(slots[0]), slice(None)
-        return
     order = np.argsort(slots, kind="stable")
     for group in np.split(order, np.flatnonzero(np.diff(slots[order])) + 1):
         yield int(slots[group[0]]), group

@@ -45,6 +45,64 @@ SLOT, OP, TRANSACTION, ORDINAL, AFTER, BEFORE, BEFORE_KIND, ROW_FIELDS = range(8
 XID, COMMIT, END, TIME, ORIGIN, TRANSACTION_FIELDS = range(6)
 
 
+def letters(
+    data: cython.const[cython.uchar][::1], ends: cython.const[cython.longlong][::1], out: cython.uchar[::1]
+) -> int:
+    """The letter of each frame's message, 0 for a keepalive; -1, or the place of the first frame that is neither.
+
+    The ends ascend within the data.
+    """
+    frame: cython.longlong
+    start: cython.longlong = 0
+    size: cython.longlong
+    bad: cython.longlong = -1
+    with cython.nogil:
+        for frame in range(ends.shape[0]):
+            size = ends[frame] - start
+            if data[start] == ord("w") and size > 25:
+                out[frame] = data[start + 25]
+            elif data[start] == ord("k") and size == 18:
+                out[frame] = 0
+            else:
+                bad = frame
+                break
+            start = ends[frame]
+    return bad
+
+
+def places(letters: cython.const[cython.uchar][::1]) -> tuple[int, int, int, int, int, int, int]:
+    """Where there is, counted from 0, -1 for nowhere: the first of streaming (S, E, c, A), the first C, the last C, the
+    first B behind that, the first R, the last keepalive, the last M.
+    """
+    place: cython.longlong
+    letter: cython.int
+    streaming: cython.longlong = -1
+    commit: cython.longlong = -1
+    last_commit: cython.longlong = -1
+    begin: cython.longlong = -1
+    relation: cython.longlong = -1
+    keepalive: cython.longlong = -1
+    message: cython.longlong = -1
+    with cython.nogil:
+        for place in range(letters.shape[0]):
+            letter = letters[place]
+            if letter == ord("C"):
+                commit = place if commit < 0 else commit
+                last_commit = place
+                begin = -1
+            elif letter == ord("B"):
+                begin = place if begin < 0 else begin
+            elif letter == ord("R"):
+                relation = place if relation < 0 else relation
+            elif letter == 0:
+                keepalive = place
+            elif letter == ord("M"):
+                message = place
+            elif letter == ord("S") or letter == ord("E") or letter == ord("c") or letter == ord("A"):
+                streaming = place if streaming < 0 else streaming
+    return streaming, commit, last_commit, begin, relation, keepalive, message
+
+
 @cython.cclass
 class Scan:
     """Goes over frames up to something that Python must see to: `run` says what, `at_frame` where.
@@ -69,6 +127,7 @@ class Scan:
     part: cython.bint
     streamed: cython.bint
     open: cython.bint
+    several: cython.bint
     frame: cython.longlong
     at: cython.longlong
     end: cython.longlong
@@ -94,6 +153,7 @@ class Scan:
         self.part = part
         self.streamed = streamed
         self.open = part
+        self.several = False
         self.frame = self.at = self.end = self.row = self.value = 0
         self.transaction = 1 if part else 0
         self.ordinal = ordinal
@@ -133,7 +193,12 @@ class Scan:
     def begin_again(self) -> None:
         """The arrays are empty again, but for the transaction that goes on: it must be the first now."""
         self.row = self.value = 0
+        self.several = False
         self.transaction = 1 if self.open else 0
+
+    def of_several_tables(self) -> bool:
+        """Whether the rows written are."""
+        return bool(self.several)
 
     def pass_frame(self) -> None:
         self.frame += 1
@@ -304,6 +369,8 @@ class Scan:
     @cython.nogil
     def _row(self, slot: cython.longlong, op: cython.longlong) -> cython.void:
         self.rows[self.row, 0] = slot
+        if self.row > 0 and self.rows[self.row - 1, 0] != slot:
+            self.several = True
         self.rows[self.row, 1] = op
         self.rows[self.row, 2] = self.transaction - 1
         self.rows[self.row, 3] = self.ordinal

@@ -10,11 +10,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headwater import native
 from headwater.errors import SourceError
 
 HEADER = 25
@@ -126,13 +128,12 @@ class Keepalive(NamedTuple):
 class Frames:
     """A buffer of frames and where each ends, checked: the ends ascend and stay within the buffer."""
 
-    __slots__ = ("data", "ends", "starts")
+    __slots__ = ("data", "ends")
 
     def __init__(self, buffer: Buffer, ends: NDArray[np.int64]) -> None:
         self.data = memoryview(buffer).cast("B")
-        self.ends = np.ascontiguousarray(ends, np.int64)
-        self.starts = np.concatenate((np.zeros(1, np.int64), self.ends[:-1])) if len(self.ends) else self.ends
-        if len(self.ends) and (np.any(self.ends <= self.starts) or self.ends[-1] > len(self.data)):
+        self.ends = ends = np.ascontiguousarray(ends, np.int64)
+        if len(ends) and (ends[0] <= 0 or (ends[1:] <= ends[:-1]).any() or ends[-1] > len(self.data)):
             raise Malformed(f"the ends of {len(self.ends)} frames do not ascend within {len(self.data)} bytes")
         if len(self.data) >= 2**31:
             raise Malformed(f"{len(self.data)} bytes of frames at once, less than {2**31} are expected")
@@ -141,39 +142,34 @@ class Frames:
         """Frames `first` to `last`, which need not be checked once more."""
         if first == 0 and last == len(self.ends):
             return self
-        start = int(self.starts[first]) if first < last else 0
+        start = self.start(first) if first < last else 0
         end = int(self.ends[last - 1]) if first < last else 0
         made = Frames.__new__(Frames)
-        made.data, made.ends, made.starts = (
-            self.data[start:end],
-            self.ends[first:last] - start,
-            self.starts[first:last] - start,
-        )
+        made.data, made.ends = self.data[start:end], self.ends[first:last] - start
         return made
+
+    def start(self, index: int) -> int:
+        """Where a frame begins."""
+        return int(self.ends[index - 1]) if index else 0
 
     def __len__(self) -> int:
         return len(self.ends)
 
     def __getitem__(self, index: int) -> memoryview:
-        return self.data[int(self.starts[index]) : int(self.ends[index])]
+        return self.data[self.start(index) : int(self.ends[index])]
 
 
 def kinds(buffer: Buffer, ends: NDArray[np.int64]) -> NDArray[np.uint8]:
     """The letter of each frame's message; 0 for a keepalive. Raises `Malformed` for any other frame."""
-    return letters_of(Frames(buffer, ends))
+    return letters_of(Frames(buffer, ends), native.either("headwater.wire.pgoutput_cy"))
 
 
-def letters_of(frames: Frames) -> NDArray[np.uint8]:
-    """As `kinds`."""
-    data = np.frombuffer(frames.data, np.uint8)
-    if not len(frames):
-        return np.empty(0, np.uint8)
-    letters, sizes = data[frames.starts], frames.ends - frames.starts
-    log, keepalive = letters == ord("w"), letters == ord("k")
-    fit = (log & (sizes > HEADER)) | (keepalive & (sizes == KEEPALIVE_SIZE))
-    if not fit.all():
-        raise bad_frame(frames[int(np.argmin(fit))])
-    found: NDArray[np.uint8] = np.where(log, data[np.where(log, frames.starts + HEADER, 0)], np.uint8(0))
+def letters_of(frames: Frames, loops: ModuleType) -> NDArray[np.uint8]:
+    """As `kinds`. `loops`: `pgoutput_cy`."""
+    found = np.empty(len(frames), np.uint8)
+    bad = loops.letters(frames.data, frames.ends.data, found.data)
+    if bad >= 0:
+        raise bad_frame(frames[bad])
     return found
 
 

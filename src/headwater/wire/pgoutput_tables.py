@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from headwater import native
 from headwater.wire.pgoutput_columns import FIXED, FORMATS, VARIABLE
 from headwater.wire.pgoutput_messages import Relation
+from headwater.wire.pgoutput_ready import Recipe
 
 Wanted = Callable[[Relation], Sequence[tuple[int, str]] | None]
+Recipes = Callable[[Relation], Recipe | None]
 
 CODES = frozenset((*FIXED, *VARIABLE, "numeric"))
 
@@ -23,6 +25,7 @@ class Known(NamedTuple):
 
     relation: Relation
     wanted: tuple[tuple[int, str], ...] | None
+    recipe: Recipe | None = None
 
     @property
     def columns(self) -> tuple[tuple[int, str], ...]:
@@ -38,17 +41,20 @@ class Known(NamedTuple):
 class Tables:
     """Relations by slot, a number that a relation keeps when it changes."""
 
-    def __init__(self, binary: bool, wanted: Wanted) -> None:
+    def __init__(self, binary: bool, wanted: Wanted, recipes: Recipes | None = None) -> None:
         self.relations: dict[int, Relation] = {}
         self.known: list[Known] = []
         self._slots: dict[int, int] = {}
         self._binary = binary
         self._wanted = wanted
+        self._recipes = recipes
         self._arrays: tuple[memoryview, ...] | None = None
 
     def described(self, relation: Relation) -> tuple[Known, bool]:
         """A relation with what is wanted of it, and whether rows of it look as they did before."""
-        known = Known(relation, self._columns(relation))
+        wanted = self._columns(relation)
+        recipe = self._recipes(relation) if wanted and self._recipes is not None else None
+        known = Known(relation, wanted, recipe)
         slot = self._slots.get(relation.oid)
         return known, slot is None or self.known[slot].shape == known.shape
 
@@ -84,7 +90,7 @@ class Tables:
         targets = [np.empty(0, np.int64)]
         formats = [np.empty(0, np.int64)]
         first = 0
-        for slot, (relation, wanted) in enumerate(self.known):
+        for slot, (relation, wanted, _) in enumerate(self.known):
             width = len(relation.columns)
             tables[slot] = width, first, -1 if wanted is None else len(wanted)
             targets.append(np.full(width, -1, np.int64))

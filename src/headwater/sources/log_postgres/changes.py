@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from headwater.dialects.marks import Marks, invalid_column
 from headwater.dialects.postgres_types import PRINTED, Kind, PgTypes
-from headwater.dialects.postgres_values import from_text, from_wire
+from headwater.dialects.postgres_values import from_text, from_wire, moments_of
 from headwater.errors import HeadwaterError
 from headwater.model import TIMESTAMP, UNCHANGED, Changes, Op, changes_schema
 from headwater.sources.log_postgres.identities import Identities
 from headwater.sources.log_postgres.targets import Target
-from headwater.wire.pgoutput import Relation, Segment, TableRows, Transactions, WireColumn
+from headwater.wire.pgoutput import ReadyRows, Relation, Segment, TableRows, Transactions, WireColumn
+from headwater.wire.pgoutput_ready import Recipe
 
 
 class TextNeeded(HeadwaterError):
@@ -79,6 +80,14 @@ class Shaper:
             found.append((ordinal, kind.wire if self.binary else ""))
         return found
 
+    def recipe(self, relation: Relation) -> Recipe | None:
+        """For the decoder, likewise: how rows become `Changes.data` at once."""
+        if not self.binary or relation.oid not in self._targets:
+            return None
+        seen = self._of(relation)
+        columns = [(kind.wire, kind.type, moments_of(kind)) for _, kind in seen.named]
+        return Recipe.of(columns, _schema(seen.columns, False, False), self._epoch)
+
     def _know_types(self, relation: Relation) -> None:
         """A type that was made since is loaded, once: one that is gone again stays unknown, and is printed."""
         new = {column.oid for column in relation.columns if not self._types.knows(column.oid)} - self._asked
@@ -116,7 +125,9 @@ class Shaper:
                 continue
             chosen = None if everything else np.flatnonzero(keep[rows.transaction])
             if chosen is None or len(chosen):
-                yield rows.relation, Changes(target.id, self._batch(rows, target, segment.transactions, chosen))
+                shaped = isinstance(rows, ReadyRows)
+                data = rows.data if shaped else self._batch(rows, target, segment.transactions)
+                yield rows.relation, Changes(target.id, data if chosen is None else data.take(pa.array(chosen)))
 
     def _kinds(self, relation: Relation) -> list[tuple[int, Kind]]:
         """The ordinals of the captured columns that are there, and their kinds; in the target's sequence."""
@@ -132,9 +143,7 @@ class Shaper:
                 found.append((ordinal, PRINTED if printed else self._types.kind(column.oid, column.typmod)))
         return found
 
-    def _batch(
-        self, rows: TableRows, target: Target, transactions: Transactions, chosen: NDArray[np.intp] | None
-    ) -> pa.RecordBatch:
+    def _batch(self, rows: TableRows, target: Target, transactions: Transactions) -> pa.RecordBatch:
         seen = self._of(rows.relation)
         named, columns = seen.named, seen.columns
         after, marks = self._converted(rows.after, named, lambda name: True)
@@ -145,14 +154,13 @@ class Shaper:
             marks += more
             after, unchanged = _filled(after, before, unchanged)
         lists = _unchanged_lists(unchanged, len(rows))
-        data = _assembled(
+        return _assembled(
             columns,
             _heads(rows, transactions, self._epoch),
             (_side(before, columns, rows.before_kind == 0), _side(after, columns, rows.op >= int(Op.DELETE))),
             lists,
             invalid_column(marks, len(rows)) if marks else None,
         )
-        return data if chosen is None else data.take(pa.array(chosen))
 
     def _converted(
         self, batch: pa.RecordBatch, named: Sequence[tuple[str, Kind]], marked: Callable[[str], bool]

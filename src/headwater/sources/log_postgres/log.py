@@ -89,7 +89,7 @@ class Log:
 
     def segments(self, unit: Whole) -> Iterator[Segment]:
         """Raises `TextNeeded`; then the session cannot go on."""
-        return self._decoder.decode(unit.buffer, unit.ends)
+        return self._decoder.decode_frames(unit.frames)
 
     def stored(self, unit: Stored, passing: Passing) -> SpooledChanges:
         """Raises `TextNeeded`, now and not later."""
@@ -132,4 +132,4 @@ class Log:
         self._connection.close()
 
     def _new_decoder(self) -> Decoder:
-        return Decoder(binary=self._shaper.binary, wanted=self._shaper.wanted)
+        return Decoder(binary=self._shaper.binary, wanted=self._shaper.wanted, recipes=self._shaper.recipe)

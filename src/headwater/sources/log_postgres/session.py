@@ -192,7 +192,7 @@ class Session:
                 place = place.moved(int(transactions.end_lsn[-1]))
         if place is not self.place and place != self.place:
             found = self._loads.passing(found, place)
-            yield self._batch(tuple(found), self._loads.told(place), nbytes=len(unit.buffer))
+            yield self._batch(tuple(found), self._loads.told(place), nbytes=len(unit.frames.data))
             self._loads.behind(place.lsn)
 
     def _stored(self, log: Log, unit: Stored) -> Iterator[Batch]:

@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headwater.sources.log_postgres.spool import Spool, joined
 from headwater.wire import pgoutput
-from headwater.wire.pgoutput import Decoder, Frames, Malformed, Transaction
+from headwater.wire.pgoutput import Decoder, Frames, Loops, Malformed, Transaction
 from headwater.wire.pgoutput_messages import HEADER, letters_of
 
 LARGE = 16 * 2**20
@@ -30,7 +31,7 @@ OLD = 1_000_000
 
 Letters = NDArray[np.uint8]
 
-_B, _C, _R, _O, _M, _T = (ord(letter) for letter in "BCROMT")
+_B, _R, _O, _T = (ord(letter) for letter in "BROT")
 _MARKS = np.isin(np.arange(256), np.frombuffer(b"SEcA", np.uint8))
 """Whether a letter tells of streamed transactions."""
 
@@ -39,8 +40,7 @@ _MARKS = np.isin(np.arange(256), np.frombuffer(b"SEcA", np.uint8))
 class Whole:
     """Frames of whole transactions, from `B` to `C`."""
 
-    buffer: bytes | memoryview
-    ends: NDArray[np.int64]
+    frames: Frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,22 @@ class _Growing:
     relations: list[bytes] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+class _Places(NamedTuple):
+    """Where in a run there is what, -1 for nowhere."""
+
+    streaming: int
+    first_commit: int
+    last_commit: int
+    begin: int
+    """The first one behind all commits."""
+    relation: int
+    keepalive: int
+    """The last one."""
+    message: int
+    """Likewise."""
+
+
+@dataclass(slots=True)
 class _Run:
     """Frames that follow one another: `letters[first:last]` of `frames`."""
 
@@ -78,6 +93,8 @@ class _Run:
     letters: Letters
 
     def part(self, first: int, last: int) -> _Run:
+        if first == 0 and last == len(self.letters):
+            return self
         return _Run(self.frames.part(first, last), self.letters[first:last])
 
     def where(self, letter: int) -> NDArray[np.intp]:
@@ -97,6 +114,7 @@ class Units:
     def __init__(self, directory: str) -> None:
         self.reached = 0
         self._directory = directory
+        self._loops = Loops.chosen().messages
         self._ready: deque[Whole | Stored] = deque()
         self._whole: list[_Run] = []
         self._open: list[_Run] = []
@@ -139,13 +157,17 @@ class Units:
     def add(self, buffer: bytes | memoryview, ends: NDArray[np.int64]) -> None:
         """Raises `Malformed` for what cannot follow what came before."""
         frames = Frames(buffer, ends)
-        run = _Run(frames, letters_of(frames))
+        run = _Run(frames, letters_of(frames, self._loops))
+        places = self._places(run)
+        if places.streaming < 0:
+            self._run(run, places)
+            return
         start = 0
         for place in map(int, np.flatnonzero(_MARKS[run.letters])):
             self._run(run.part(start, place))
             self._mark(chr(run.letters[place]), run.frames[place])
             start = place + 1
-        self._run(run.part(start, len(run)) if start else run)
+        self._run(run.part(start, len(run)))
 
     def take(self) -> Whole | Stored | None:
         if not self._ready:
@@ -159,36 +181,45 @@ class Units:
             if isinstance(unit, Stored):
                 unit.spool.close()
 
-    def _run(self, run: _Run) -> None:
+    def _places(self, run: _Run) -> _Places:
+        return _Places(*self._loops.places(run.letters.data))
+
+    def _run(self, run: _Run, places: _Places | None = None) -> None:
         if not len(run):
             return
         if self._block is not None:
             self._to_file(self._block, run, streamed=True)
         else:
-            self._plain(run)
+            self._plain(run, places or self._places(run))
 
     # transactions that come at their commit
 
-    def _plain(self, run: _Run) -> None:
-        self._look_at_places(run)
+    def _plain(self, run: _Run, places: _Places) -> None:
+        self._look_at_places(run, places)
         if self._large is not None:
-            run = self._go_on_with_large(self._large, run)
-        ends = run.where(_C)
-        if len(ends):
-            last = int(ends[-1]) + 1
-            self._late = _age(run.frames[last - 1]) > OLD and bool(run.letters[last:].all())
-            complete = [*self._open, run.part(0, last)]
-            for part in complete:
-                self._learn(part)
-            self._whole += complete
-            self._open, run = [], run.part(last, len(run))
-        if not self._open:  # what stands between transactions has been looked at
-            begins = run.where(_B)
-            run = run.part(int(begins[0]) if len(begins) else len(run), len(run))
-        if len(run):
-            self._open.append(run)
+            run = self._go_on_with_large(self._large, run, places)
+            places = self._places(run)
+        if places.last_commit >= 0:
+            run = self._completed(run, places)
+        elif not self._open:  # what stands between transactions has been looked at
+            run = run.part(places.begin if places.begin >= 0 else len(run), len(run))
+        if not len(run):
+            return
+        self._open.append(run)
         if sum(len(part.frames.data) for part in self._open) > LARGE:
             self._begin_large()
+
+    def _completed(self, run: _Run, places: _Places) -> _Run:
+        """Keeps whole transactions; what is left of `run` from the next one's beginning on."""
+        last = places.last_commit + 1
+        self._late = _age(run.frames[last - 1]) > OLD and places.keepalive < last
+        complete = [*self._open, run.part(0, last)]
+        if places.relation >= 0 or self._open:
+            for part in complete:
+                self._learn(part)
+        self._whole += complete
+        self._open = []
+        return run.part(places.begin if places.begin >= 0 else len(run), len(run))
 
     def _learn(self, run: _Run) -> None:
         for place in map(int, run.where(_R)):
@@ -201,28 +232,26 @@ class Units:
         for run in opened:
             self._to_file(growing, run, streamed=False)
 
-    def _go_on_with_large(self, growing: _Growing, run: _Run) -> _Run:
+    def _go_on_with_large(self, growing: _Growing, run: _Run, places: _Places) -> _Run:
         """What is left of `run` behind the transaction's end."""
-        ends = run.where(_C)
-        last = int(ends[0]) + 1 if len(ends) else len(run)
+        ended = places.first_commit >= 0
+        last = places.first_commit + 1 if ended else len(run)
         self._to_file(growing, run.part(0, last), streamed=False)
-        if len(ends):
+        if ended:
             commit = pgoutput.commit(run.frames[last - 1])
             self._large = None
             self._finish(growing, commit, streamed=False)
         return run.part(last, len(run))
 
-    def _look_at_places(self, run: _Run) -> None:
+    def _look_at_places(self, run: _Run, places: _Places) -> None:
         """A keepalive, and a message outside of transactions, says that every commit below it has been sent."""
-        keepalives = run.where(0)
-        if len(keepalives):
-            keepalive = pgoutput.keepalive(run.frames[int(keepalives[-1])])
+        if places.keepalive >= 0:
+            keepalive = pgoutput.keepalive(run.frames[places.keepalive])
             self.reached = max(self.reached, keepalive.end)
             self._late = False
             self._pressed |= keepalive.reply
-        messages = run.where(_M)
-        if len(messages):
-            frame = run.frames[int(messages[-1])]
+        if places.message >= 0:
+            frame = run.frames[places.message]
             if not pgoutput.message(frame).transactional:
                 self.reached = max(self.reached, pgoutput.frame_start(frame))
 
@@ -302,8 +331,8 @@ class Units:
 
     def _flush(self) -> None:
         if self._whole:
-            buffer, ends = joined([run.piece for run in self._whole])
-            self._ready.append(Whole(buffer, ends))
+            one = len(self._whole) == 1
+            self._ready.append(Whole(self._whole[0].frames if one else Frames(*joined([r.piece for r in self._whole]))))
             self._whole = []
 
     def _arrival(self) -> int:
