@@ -85,7 +85,7 @@ def _find(source: pa.DataType, kind: FieldType) -> Cast | None:
     if kind.name == "uuid":
         return _uuid_cast(source)
     if source == target:
-        return _same
+        return same
     if pa.types.is_null(source) or (_is_text(source) and kind.name != "json"):
         return _plain(target)
     if kind.name == "json":
@@ -115,7 +115,7 @@ def _widens_inside(source: pa.DataType, target: pa.DataType) -> bool:
     return bool(pa.types.is_decimal(source))
 
 
-def _same(array: pa.Array) -> pa.Array:
+def same(array: pa.Array) -> pa.Array:
     return array
 
 

@@ -20,6 +20,7 @@ from headwater.mapping.expressions import Expression
 from headwater.mapping.fields import Origin, Resolved, Shape, columns_of
 from headwater.mapping.findings import as_text
 from headwater.mapping.side import Side
+from headwater.model import ORDER_FIELDS
 from headwater.schema import arrow_field
 
 Mask = npt.NDArray[np.bool_]
@@ -76,6 +77,11 @@ class TypeProgram:
     rules: tuple[check.Rule, ...]
     schema: pa.Schema
     required: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def events(self) -> pa.Schema:
+        """Of events without any column beside order and fields: one object, by which others know it again."""
+        return pa.schema([*ORDER_FIELDS, *self.schema])
 
     @cached_property
     def key_fields(self) -> tuple[Field, ...]:

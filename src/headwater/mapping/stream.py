@@ -39,6 +39,7 @@ from headwater.mapping.fields import (
 from headwater.mapping.findings import Findings
 from headwater.mapping.keys import canonical_keys
 from headwater.mapping.program import Program, TypeProgram, Values
+from headwater.mapping.projection import Projection, projection
 from headwater.mapping.shaping import Pending, Shaped, Shaping
 from headwater.mapping.side import Side
 from headwater.mapping.visibility import DROPPED, transitions
@@ -122,6 +123,9 @@ class StreamMapping:
         self._whole_before = pattern == "trigger" if plan.whole_before is None else plan.whole_before
         self._function = self._load_function()
         self._row = pa.struct(list(plan.columns))
+        self._schema: pa.Schema | None = None
+        """Of the changes for which the projection was worked out."""
+        self._projection: Projection | None = None
         self._program = self._prepare(plan.columns)
 
     @property
@@ -141,7 +145,9 @@ class StreamMapping:
         """
         if not len(changes):
             return [], None
-        program = self._program_for(changes)
+        program = self._program_for(changes.data.schema)
+        if self._projection is not None and (data := self._projection.events(changes.data)) is not None:
+            return [self._as_events(program.types[0], data, changes)], None
         findings = Findings(len(changes))
         pending = self._pending(program, changes, findings)
         self._refuse_truncate(pending)
@@ -169,12 +175,21 @@ class StreamMapping:
         produced = pa.schema([pa.field(name, pa.null()) for name in self._function.produced])
         return Program(contract, resolved, produced, self._engine)
 
-    def _program_for(self, changes: Changes) -> Program:
-        row = changes.data.schema.field("after").type
-        if row != self._row:
-            self._program = self._prepare(pa.schema(list(row)))
-            self._row = row
+    def _program_for(self, schema: pa.Schema) -> Program:
+        """Schemas that are the same object, as a source's are from batch to batch, are known without a comparison."""
+        if self._schema is None or not schema.equals(self._schema):
+            row = schema.field("after").type
+            if row != self._row:
+                self._program = self._prepare(pa.schema(list(row)))
+                self._row = row
+            self._projection = self._project(schema)
+            self._schema = schema
         return self._program
+
+    def _project(self, schema: pa.Schema) -> Projection | None:
+        if self._function is not None or self._plan.config.before or self._looks_for_duplicates(self._program.types[0]):
+            return None
+        return projection(self._program, schema)
 
     # which changes, and what becomes of each
 
@@ -343,7 +358,7 @@ class StreamMapping:
     def _refuse_duplicates(self, kind: TypeProgram, changes: Changes, pending: Pending, new: Values) -> None:
         """Keys of a fact stream must be unique in the source: looked at where a reading shows many rows at once."""
         contract = self._plan.contract
-        if contract.kind != "fact" or self._has_source_key(kind):
+        if not self._looks_for_duplicates(kind):
             return
         live = ~pending.marked(Op.DELETE, Op.TRUNCATE)
         read = np.flatnonzero(pending.ops[live] == int(Op.READ))
@@ -365,11 +380,13 @@ class StreamMapping:
                 hint="key the stream by what identifies a row of the table, or filter with `where`",
             )
 
-    def _has_source_key(self, kind: TypeProgram) -> bool:
-        """Whether the event key holds the table's own key, and so is unique without a look."""
-        if self._function is not None or not self._plan.key:
+    def _looks_for_duplicates(self, kind: TypeProgram) -> bool:
+        """An event key that holds the table's own key is unique without a look."""
+        if self._plan.contract.kind != "fact":
             return False
-        return set(self._plan.key) <= {f.origin for f in kind.key_fields if isinstance(f.origin, str)}
+        if self._function is not None or not self._plan.key:
+            return True
+        return not set(self._plan.key) <= {f.origin for f in kind.key_fields if isinstance(f.origin, str)}
 
     def _events(self, program: Program, parts: list[Shaped | None], changes: Changes) -> Iterator[Events]:
         if len(parts) == 1:
