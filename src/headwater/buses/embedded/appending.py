@@ -20,6 +20,7 @@ from headwater.buses.embedded import files, segments, streams, waiting
 from headwater.buses.embedded.files import Place
 from headwater.buses.embedded.segments import Encoded
 from headwater.buses.embedded.store import Connection, Store
+from headwater.buses.embedded.tail import Tail
 from headwater.errors import BusError, BusFull
 from headwater.faults import failpoint
 from headwater.model import Mapped, Note, Position
@@ -79,6 +80,7 @@ class Appender:
         self._store = store
         self._limits = limits
         self._codec = codec
+        self.tail = Tail()
         purge(store)
         self.writer = files.writer(store)
         files.sweep(store, self.writer)
@@ -110,6 +112,7 @@ class Appender:
         try:
             yield step
         except BaseException:
+            self.tail.clear()  # it may have been committed all the same
             if step.doubtful:
                 self.writer.abandon()
             elif step.in_file:
@@ -117,6 +120,7 @@ class Appender:
             raise
         if step.in_file:
             self.writer.keep()
+        self.tail.add(step.ready)
 
     def _take(self, step: _Step, mapped: Mapped) -> None:
         for stream, shape, batch in segments.pieces(mapped.events):
