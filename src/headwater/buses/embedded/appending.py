@@ -1,6 +1,7 @@
 """The appender: events, rejected and parked changes, notes and the position, in one atomic step.
 
-A small append is one transaction. A large one first writes its segments to a file, a few at a time, and makes them
+A small append is one statement (`storing`), as long as it has only events and the streams are as they were left; else
+one transaction of several. A large one first writes its segments to a file, a few at a time, and makes them
 durable; the one transaction then holds only rows that name them (`files`). So memory stays bounded by `FILE_BYTES` and
 a piece, whatever the size, and nothing large goes through SQLite's log.
 """
@@ -16,8 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from headwater.buses.embedded import files, segments, streams, waiting
-from headwater.buses.embedded.files import Place
+from headwater.buses.embedded import files, segments, storing, streams, waiting
 from headwater.buses.embedded.segments import Encoded
 from headwater.buses.embedded.store import Connection, Store
 from headwater.buses.embedded.tail import Tail
@@ -48,12 +48,11 @@ class _Tail:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """A segment as it will be stored. `row`: the columns that need no connection."""
+class _Head:
+    """Where a stream ended after an append of ours. Others may have dropped it since."""
 
-    shape: segments.Shape
-    row: tuple[Any, ...]
-    records: pa.Buffer | Place
+    id: int
+    next: int
 
 
 @dataclass(slots=True)
@@ -65,7 +64,8 @@ class _Step:
     tails: dict[str, _Tail] = field(default_factory=dict)
     waiting: list[tuple[str, Encoded]] = field(default_factory=list)
     waiting_bytes: int = 0
-    ready: list[Ready] = field(default_factory=list)
+    ready: list[storing.Ready] = field(default_factory=list)
+    shapes: dict[bytes, int] = field(default_factory=dict)
     in_file: bool = False
     doubtful: bool = False
 
@@ -81,18 +81,25 @@ class Appender:
         self._limits = limits
         self._codec = codec
         self.tail = Tail()
+        self._heads: dict[str, _Head] = {}
+        self._shapes: dict[bytes, int] = {}
+        """Digest -> number, of those that are stored for good."""
         purge(store)
+        with store.write() as connection:
+            storing.prepare(connection, limits.max_bytes)
         self.writer = files.writer(store)
         files.sweep(store, self.writer)
 
     def append(self, mapped: Mapped, source: str, position: Position) -> None:
         with self.lock, self._step() as step:
             self._take(step, mapped)
-            with self._store.write() as connection:
-                self._finish(connection, step, mapped, source)
-                failpoint("bus.append.before_position")
-                _move(connection, source, position)
-                failpoint("bus.append.before_commit")
+            if not self._append_at_once(step, mapped, source, position):
+                with self._store.write() as connection:
+                    self._finish(connection, step, mapped, source)
+                    failpoint("bus.append.before_position")
+                    connection.execute(storing.MOVING, storing.placed(source, position))
+                    failpoint("bus.append.before_commit")
+                self._learn(step)
         failpoint("bus.append.after_commit")
 
     def settle(self, mapped: Mapped, parked: Sequence[int], rejected: Sequence[int]) -> None:
@@ -104,6 +111,34 @@ class Appender:
                 waiting.remove(connection, parked, rejected)
                 failpoint("bus.settle.before_commit")
         failpoint("bus.settle.after_commit")
+
+    def _append_at_once(self, step: _Step, mapped: Mapped, source: str, position: Position) -> bool:
+        """In one statement, by what is known of the streams. False: nothing was done, and it takes more."""
+        if step.in_file or mapped.notes or mapped.parked or mapped.rejected or len(step.waiting) > storing.AT_ONCE:
+            return False
+        heads: dict[str, _Head] = {}
+        rows: list[tuple[Any, ...]] = []
+        for stream, item in step.waiting:
+            head, shape = heads.get(stream) or self._heads.get(stream), self._shapes.get(item.shape.digest)
+            if head is None or shape is None:
+                return False
+            end = head.next + item.count
+            rows.append((storing.ready(head.id, (head.next, end), item, step.now), shape))
+            heads[stream] = _Head(head.id, end)
+        failpoint("bus.append.before_commit")
+        if not self._store.execute(*storing.at_once(rows, storing.placed(source, position))):
+            self._heads.clear()
+            return False
+        self._heads |= heads
+        step.ready = [ready for ready, _ in rows]
+        self.fresh.update(ready.row[0] for ready, _ in rows)
+        return True
+
+    def _learn(self, step: _Step) -> None:
+        """What was committed need not be asked for the next time."""
+        for stream, tail in step.tails.items():
+            self._heads[stream] = _Head(tail.row.id, tail.next)
+        self._shapes |= step.shapes
 
     @contextlib.contextmanager
     def _step(self) -> Iterator[_Step]:
@@ -152,7 +187,7 @@ class Appender:
             self._check_limits(connection, tail, step.total)
             place = self.writer.write(item.data) if step.in_file else None
             self.fresh[tail.row.id] += 1
-            step.ready.append(ready(tail.row.id, (tail.next, tail.next + item.count), item, step.now, place))
+            step.ready.append(storing.ready(tail.row.id, (tail.next, tail.next + item.count), item, step.now, place))
             tail.next += item.count
             tail.newest = max(tail.newest or b"", item.orders[1])
         step.waiting, step.waiting_bytes = [], 0
@@ -169,7 +204,7 @@ class Appender:
     def _finish(self, connection: Connection, step: _Step, mapped: Mapped, source: str | None) -> None:
         self._place(connection, step)
         for segment in step.ready:
-            insert(connection, segment)
+            step.shapes[segment.shape.digest] = storing.insert(connection, segment)
         for tail in step.tails.values():
             _move_head(connection, tail, step.now)
         failpoint("bus.append.heads_moved")
@@ -183,45 +218,6 @@ class Appender:
         step.doubtful = step.in_file
 
 
-def ready(stream: int, offsets: tuple[int, int], item: Encoded, appended: int, place: Place | None = None) -> Ready:
-    """A segment for the offsets from the first up to, not including, the second."""
-    shape = item.shape
-    row = (
-        stream, *offsets, item.count, item.deletes, *item.times, appended, *item.orders, shape.type, shape.version,
-        shape.source, shape.seed, shape.content_ids, item.codec, len(item.data),
-        segments.checksum(item.data, *offsets, item.count),
-    )  # fmt: skip
-    return Ready(shape, row, item.data if place is None else place)
-
-
-def insert(connection: Connection, segment: Ready) -> None:
-    place = (segment.records.file, segment.records.at) if isinstance(segment.records, Place) else (None, None)
-    made = connection.execute(
-        "INSERT INTO segment (stream, base, next, count, deletes, min_time, max_time, appended, min_order, max_order,"
-        " type, version, source, seed, content_ids, codec, nbytes, crc, shape, file, place)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (*segment.row, shape_id(connection, segment.shape), *place),
-    )
-    if not isinstance(segment.records, Place):
-        connection.execute("INSERT INTO records (segment, data) VALUES (?, ?)", (made.lastrowid, segment.records))
-
-
-def shape_id(connection: Connection, shape: segments.Shape) -> int:
-    found = connection.execute("SELECT id FROM shape WHERE digest = ?", (shape.digest,)).fetchone()
-    if found is not None:
-        return int(found[0])
-    data = shape.schema.serialize().to_pybytes()
-    made = connection.execute("INSERT INTO shape (digest, schema) VALUES (?, ?)", (shape.digest, data))
-    assert made.lastrowid is not None
-    return made.lastrowid
-
-
-def delete(connection: Connection, ids: Sequence[int]) -> None:
-    rows = [(number,) for number in ids]
-    connection.executemany("DELETE FROM records WHERE segment = ?", rows)
-    connection.executemany("DELETE FROM segment WHERE id = ?", rows)
-
-
 def purge(store: Store) -> None:
     """Delete segments whose stream is gone."""
     while True:
@@ -230,7 +226,7 @@ def purge(store: Store) -> None:
                 "SELECT id FROM segment WHERE stream NOT IN (SELECT id FROM stream) LIMIT ?", (PURGE,)
             )
             ids = [number for (number,) in found]
-            delete(connection, ids)
+            storing.delete(connection, ids)
         failpoint("bus.purge.step")
         if len(ids) < PURGE:
             return
@@ -258,13 +254,6 @@ def _note(connection: Connection, step: _Step, note: Note) -> None:
     tail = step.tails.get(note.stream) or _tail(connection, note.stream)
     place = tail.next if note.kind == "loaded" else tail.row.head
     streams.add_note(connection, tail.row.id, note, place, step.now)
-
-
-def _move(connection: Connection, source: str, position: Position) -> None:
-    connection.execute(
-        "INSERT OR REPLACE INTO position (source, epoch, place, token) VALUES (?, ?, ?, ?)",
-        (source, position.epoch, str(position.commit), position.token),
-    )
 
 
 def _total(connection: Connection) -> int:

@@ -6,6 +6,7 @@ each of those replaces the segments of a range of offsets by others of the same 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -33,26 +34,43 @@ LOOK = 1.0
 
 
 class Signal:
-    """How the appender wakes readers of its own process. A reader that saw `count` before it looked misses nothing."""
+    """How the appender wakes readers of its own process. A reader that saw `count` before it looked misses nothing.
+
+    A `threading.Condition` would make each reader wait twice: for the wake-up, and for who gave it to let go of it.
+    """
 
     def __init__(self) -> None:
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
+        self._waiting: list[threading.Lock] = []
         self.count = 0
         self.stops = 0
 
     def notify(self) -> None:
-        with self._condition:
+        with self._lock:
             self.count += 1
-            self._condition.notify_all()
+            self._wake()
 
     def stop(self) -> None:
-        with self._condition:
+        with self._lock:
             self.stops += 1
-            self._condition.notify_all()
+            self._wake()
 
     def wait(self, count: int, stops: int, timeout: float | None) -> None:
-        with self._condition:
-            self._condition.wait_for(lambda: self.count != count or self.stops != stops, timeout)
+        """Until `count` or `stops` is another, so many seconds at the most."""
+        turn = threading.Lock()
+        turn.acquire()
+        with self._lock:
+            if self.count != count or self.stops != stops:
+                return
+            self._waiting.append(turn)
+        if not turn.acquire(timeout=-1 if timeout is None else timeout):
+            with self._lock, contextlib.suppress(ValueError):  # woken meanwhile
+                self._waiting.remove(turn)
+
+    def _wake(self) -> None:
+        for turn in self._waiting:
+            turn.release()
+        self._waiting.clear()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from headwater.buses.embedded import appending, compaction, files, merging, streams
+from headwater.buses.embedded import compaction, files, merging, storing, streams
 from headwater.buses.embedded.appending import Appender
 from headwater.buses.embedded.reading import Shapes
 from headwater.buses.embedded.rewriting import Kept, Workshop
@@ -101,7 +101,7 @@ def _drop_old(shop: Workshop, retention: Retention, consumed: int | None, now: i
             )
             if changed.rowcount:
                 shop.appender.tail.forget(shop.id, part[-1].next)
-                appending.delete(connection, [kept.id for kept in part])
+                storing.delete(connection, [kept.id for kept in part])
         yield
 
 

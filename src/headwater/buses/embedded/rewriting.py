@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from headwater.buses.embedded import appending, reading, segments
+from headwater.buses.embedded import reading, segments, storing
 from headwater.buses.embedded.appending import Appender
 from headwater.buses.embedded.reading import Shapes
 from headwater.buses.embedded.segments import APPENDED, OFFSET, Decoded, Encoded, Shape
@@ -101,10 +101,10 @@ class Workshop:
         if not changed.rowcount:
             return False
         self.appender.tail.forget(self.id, old[-1].next)
-        appending.delete(connection, [kept.id for kept in old])
+        storing.delete(connection, [kept.id for kept in old])
         failpoint("bus.rewrite.deleted")
         if new is not None:
-            appending.insert(connection, appending.ready(self.id, (base, old[-1].next), new, appended))
+            storing.insert(connection, storing.ready(self.id, (base, old[-1].next), new, appended))
         return True
 
     def without(self, kept: Kept, events: Decoded, mask: pa.Array) -> tuple[Encoded | None, int]:

@@ -26,8 +26,8 @@ from headwater.model import TIMESTAMP, Events, Op, Order
 CODECS = ("lz4", "zstd", "none")
 PIECE_ROWS = 65_536
 PIECE_BYTES = 8 * 2**20
-SMALL_BYTES = 4096
-"""Below this, compression costs more than it saves."""
+SMALL_BYTES = 32 * 1024
+"""Below this, compression costs more than it saves: a price for each column, whatever its length. Merging compresses."""
 OFFSET = pa.field("_offset", pa.uint64(), nullable=False)
 APPENDED = pa.field("_appended", pa.int64())
 _ORDER = struct.Struct(">IQI")
@@ -92,21 +92,28 @@ def pieces(events: Iterable[Events]) -> Iterator[tuple[str, Shape, pa.RecordBatc
         kind = (part.stream, shape_of(part))
         if waiting and (kind != last or rows >= PIECE_ROWS or nbytes >= PIECE_BYTES):
             assert last is not None
-            yield from _sliced(*last, waiting)
+            yield from _sliced(*last, waiting, nbytes)
             waiting, rows, nbytes = [], 0, 0
         if len(part):
             waiting.append(part.data)
-            rows, nbytes, last = rows + len(part), nbytes + part.data.nbytes, kind
+            rows, nbytes, last = rows + len(part), nbytes + size(part.data), kind
     if waiting and last is not None:
-        yield from _sliced(*last, waiting)
+        yield from _sliced(*last, waiting, nbytes)
 
 
-def _sliced(stream: str, shape: Shape, batches: list[pa.RecordBatch]) -> Iterator[tuple[str, Shape, pa.RecordBatch]]:
+def _sliced(
+    stream: str, shape: Shape, batches: list[pa.RecordBatch], nbytes: int
+) -> Iterator[tuple[str, Shape, pa.RecordBatch]]:
     batch = joined(batches)
-    parts = max(-(-batch.num_rows // PIECE_ROWS), -(-batch.nbytes // (2 * PIECE_BYTES)))
-    rows = -(-batch.num_rows // max(parts, 1))
+    parts = max(-(-batch.num_rows // PIECE_ROWS), -(-nbytes // (2 * PIECE_BYTES)))
+    rows = -(-batch.num_rows // parts)
     for start in range(0, batch.num_rows, rows):
         yield stream, shape, batch.slice(start, rows)
+
+
+def size(batch: pa.RecordBatch) -> int:
+    """Bytes of its message before compression: much sooner known than `nbytes`, which asks each column."""
+    return int(pa.ipc.get_record_batch_size(batch))
 
 
 def joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
@@ -144,7 +151,7 @@ def deletes(batch: pa.RecordBatch) -> int:
 def message(batch: pa.RecordBatch, codec: str) -> tuple[pa.Buffer, str]:
     """The IPC message of a batch, without schema, and the codec that was used."""
     _refuse_dictionaries(batch.schema)
-    used = "none" if batch.nbytes < SMALL_BYTES else codec
+    used = "none" if size(batch) < SMALL_BYTES else codec
     if used == "none":
         return batch.serialize(), used
     sink = pa.BufferOutputStream()

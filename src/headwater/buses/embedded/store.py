@@ -12,8 +12,9 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from headwater.buses.embedded import schema
 from headwater.errors import BusDamaged, BusError, BusFull, Busy
@@ -33,6 +34,9 @@ EMPTYING_MS = 100
 
 _NO_SPACE = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_TRUNCATE")
 """How SQLite says that the disk is full: tried again, for somebody may make room."""
+
+_REFUSED = "SQLITE_CONSTRAINT_TRIGGER"
+"""RAISE in a trigger."""
 
 _SETTINGS = (
     f"PRAGMA busy_timeout={BUSY_MS}",
@@ -75,6 +79,19 @@ class Store:
                     connection.execute("ROLLBACK")
                 raise
         failpoint("bus.write.after_commit")
+
+    def execute(self, statement: str, values: Sequence[Any]) -> bool:
+        """One statement that is a transaction by itself: durable on return. False: a trigger of ours refused it."""
+        failpoint("bus.write.before_commit")
+        with self._writing:
+            try:
+                self._writer.execute(statement, values)
+            except sqlite3.Error as error:
+                if getattr(error, "sqlite_errorname", "") == _REFUSED:
+                    return False
+                raise _ours(error, self.path) from error
+        failpoint("bus.write.after_commit")
+        return True
 
     def empty_log(self) -> bool:
         """Fold the log back and empty it. True: nobody reads a state from before.

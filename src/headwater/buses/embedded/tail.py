@@ -11,15 +11,12 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from headwater.buses.embedded.files import Place
 from headwater.buses.embedded.segments import Shape
-
-if TYPE_CHECKING:
-    from headwater.buses.embedded.appending import Ready
+from headwater.buses.embedded.storing import Ready
 
 MOST_BYTES = 4 * 2**20
 """Of encoded events, of all streams together: a few seconds of small appends."""
