@@ -82,10 +82,10 @@ def follow(directory: Path, stream: str, count: int) -> None:
             seen = 0
             for events in assembly.bus.read(stream, after=None, follow=True):
                 now = time.time_ns()
-                live = events.data.filter(np.asarray(events.data.column("_op")) != Op.READ.value)
-                ids.append(np.asarray(live.column("id")))
-                moments.append(np.full(len(live), now))
-                seen += len(live)
+                live = np.asarray(events.data.column("_op")) != Op.READ.value
+                ids.append(np.asarray(events.data.column("id"))[live])
+                moments.append(np.full(len(ids[-1]), now))
+                seen += len(ids[-1])
                 if seen >= count:
                     return
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 from headwater.buses.embedded import files, segments, storing, streams, waiting
 from headwater.buses.embedded.segments import Encoded
 from headwater.buses.embedded.store import Connection, Store
+from headwater.buses.embedded.tail import Tail
 from headwater.errors import BusError, BusFull
 from headwater.faults import failpoint
 from headwater.model import Mapped, Note, Position
@@ -79,6 +80,7 @@ class Appender:
         self._store = store
         self._limits = limits
         self._codec = codec
+        self.tail = Tail()
         self._heads: dict[str, _Head] = {}
         self._shapes: dict[bytes, int] = {}
         """Digest -> number, of those that are stored for good."""
@@ -128,6 +130,7 @@ class Appender:
             self._heads.clear()
             return False
         self._heads |= heads
+        step.ready = [ready for ready, _ in rows]
         self.fresh.update(ready.row[0] for ready, _ in rows)
         return True
 
@@ -144,6 +147,7 @@ class Appender:
         try:
             yield step
         except BaseException:
+            self.tail.clear()  # it may have been committed all the same
             if step.doubtful:
                 self.writer.abandon()
             elif step.in_file:
@@ -151,6 +155,7 @@ class Appender:
             raise
         if step.in_file:
             self.writer.keep()
+        self.tail.add(step.ready)
 
     def _take(self, step: _Step, mapped: Mapped) -> None:
         for stream, shape, batch in segments.pieces(mapped.events):

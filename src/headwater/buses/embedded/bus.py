@@ -68,8 +68,8 @@ class EmbeddedBus:
 
     def read(self, stream: str, *, after: Cursor | None, follow: bool, limit: int | None = None) -> Iterator[Events]:
         request = reading.Request(stream, after, follow, limit)
-        polls = self._appender is None
-        return reading.Reader(self._store, self._signal, self._shapes, request, polls=polls).events()
+        tail = None if self._appender is None else self._appender.tail
+        return reading.Reader(self._store, self._signal, self._shapes, request, tail).events()
 
     def cursor(self, group: str, stream: str) -> Cursor | None:
         with self._store.snapshot() as connection:
@@ -113,6 +113,7 @@ class EmbeddedBus:
             streams.drop(connection, stream)
         if self._appender is not None:
             with self._appender.lock:
+                self._appender.tail.clear()
                 purge(self._store)
         self._signal.notify()
 

@@ -6,10 +6,10 @@ each of those replaces the segments of a range of offsets by others of the same 
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import pyarrow as pa
 from headwater.buses.embedded import files, segments, streams
 from headwater.buses.embedded.segments import Decoded, Shape
 from headwater.buses.embedded.store import Connection, Store, damaged, reading, translated
+from headwater.buses.embedded.tail import Held, Tail
 from headwater.errors import BusError, HistoryGone
 from headwater.model import Cursor, Events
 
@@ -28,29 +29,48 @@ LARGE = 8_192
 """Segments of so many events are handed on as they are: joining them would only copy."""
 POLL_ACTIVE = 0.001
 POLL_IDLE = 0.020
+LOOK = 1.0
+"""Seconds for which a reader takes what it gets from the tail alone."""
 
 
 class Signal:
-    """How the appender wakes readers of its own process. A reader that saw `count` before it looked misses nothing."""
+    """How the appender wakes readers of its own process. A reader that saw `count` before it looked misses nothing.
+
+    A `threading.Condition` would make each reader wait twice: for the wake-up, and for who gave it to let go of it.
+    """
 
     def __init__(self) -> None:
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
+        self._waiting: list[threading.Lock] = []
         self.count = 0
         self.stops = 0
 
     def notify(self) -> None:
-        with self._condition:
+        with self._lock:
             self.count += 1
-            self._condition.notify_all()
+            self._wake()
 
     def stop(self) -> None:
-        with self._condition:
+        with self._lock:
             self.stops += 1
-            self._condition.notify_all()
+            self._wake()
 
     def wait(self, count: int, stops: int, timeout: float | None) -> None:
-        with self._condition:
-            self._condition.wait_for(lambda: self.count != count or self.stops != stops, timeout)
+        """Until `count` or `stops` is another, so many seconds at the most."""
+        turn = threading.Lock()
+        turn.acquire()
+        with self._lock:
+            if self.count != count or self.stops != stops:
+                return
+            self._waiting.append(turn)
+        if not turn.acquire(timeout=-1 if timeout is None else timeout):
+            with self._lock, contextlib.suppress(ValueError):  # woken meanwhile
+                self._waiting.remove(turn)
+
+    def _wake(self) -> None:
+        for turn in self._waiting:
+            turn.release()
+        self._waiting.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +98,12 @@ class Shapes:
 
 
 class Reader:
-    """One `read` in progress. `polls`: whether another process may be the one that appends."""
+    """One `read` in progress. `tail`: of the appender in this process; None if another process may be the appender."""
 
-    def __init__(self, store: Store, signal: Signal, shapes: Shapes, request: Request, *, polls: bool) -> None:
-        self._store, self._signal, self._shapes, self._request, self._polls = store, signal, shapes, request, polls
+    def __init__(self, store: Store, signal: Signal, shapes: Shapes, request: Request, tail: Tail | None) -> None:
+        self._store, self._signal, self._shapes, self._request, self._tail = store, signal, shapes, request, tail
         self._stops = signal.stops
+        self._look = time.monotonic() + LOOK
         with store.snapshot() as connection:
             row = streams.find(connection, request.stream)
             self._place = _start(connection, row, request.after)
@@ -99,9 +120,9 @@ class Reader:
         connection = self._store.borrow()
         try:
             while self._end is None or self._place < self._end:
-                count, version = self._signal.count, _data_version(connection)
-                with translated(self._store.path):
-                    found = self._fetch(connection)
+                count = self._signal.count
+                version = _data_version(connection) if self._tail is None else 0
+                found = self._next(connection)
                 if found:
                     yield from self._handed_on(found)
                     if self._place < self._head:
@@ -114,17 +135,36 @@ class Reader:
     def _handed_on(self, chunk: _Chunk) -> Iterator[Events]:
         """The chunk, in parts of at most `limit`. The last part's cursor lies behind any hole that follows."""
         whole = chunk.decoded
-        size = self._request.limit or whole.data.num_rows
-        for start in range(0, whole.data.num_rows, size):
+        rows = whole.data.num_rows
+        size = self._request.limit or rows
+        for start in range(0, rows, size):
             if self._request.follow and self._signal.stops != self._stops:
                 return
             data, offsets = whole.data.slice(start, size), whole.offsets.slice(start, size)
-            is_last = start + size >= whole.data.num_rows
+            is_last = start + size >= rows
             self._place = chunk.next if is_last else int(offsets[-1].as_py()) + 1
             cursor = Cursor(self._incarnation, (self._place,))
-            events = chunk.shape.events(self._request.stream, data)
-            yield dataclasses.replace(events, after=self._after, cursor=cursor, offsets=offsets)
+            yield self._events(chunk.shape, data, offsets, cursor)
             self._after = cursor
+
+    def _events(self, shape: Shape, data: pa.RecordBatch, offsets: pa.Array, cursor: Cursor) -> Events:
+        return Events(
+            self._request.stream, shape.version, data, shape.type, shape.source, shape.seed, shape.content_ids,
+            after=self._after, cursor=cursor, offsets=offsets,
+        )  # fmt: skip
+
+    def _next(self, connection: Connection) -> _Chunk | None:
+        """From the tail, if it holds what comes next. The store tells what other processes do: it is asked now and then."""
+        now = time.monotonic()
+        if self._tail is not None and now < self._look:
+            found = self._tail.behind(self._id, self._place)
+            if found is not None and (found[0] or self._end is None):
+                held, self._head = found
+                end = self._head if self._end is None else self._end
+                return recent(held, self._place, end, self._request.limit) if held else None
+        self._look = now + LOOK
+        with translated(self._store.path):
+            return self._fetch(connection)
 
     def _fetch(self, connection: Connection) -> _Chunk | None:
         with reading(connection):
@@ -156,7 +196,7 @@ class Reader:
 
     def _wait(self, connection: Connection, count: int, version: int) -> bool:
         """Until something was committed. False: stopped."""
-        if not self._polls:
+        if self._tail is not None:
             self._signal.wait(count, self._stops, None)
             return self._signal.stops == self._stops
         idle_at = time.monotonic() + 1.0
@@ -213,7 +253,7 @@ def fetch(store: Store, shapes: Shapes, connection: Connection, span: Span) -> _
         first = kind
         part = opened(store, shapes, connection, found)
         parts.append(_clipped(part, span.place, span.end))
-        place, rows, nbytes = min(found.next, span.end), rows + count, nbytes + part.data.nbytes
+        place, rows, nbytes = min(found.next, span.end), rows + count, nbytes + part.data.get_total_buffer_size()
         if count >= LARGE:
             break
     if first is None:
@@ -221,6 +261,24 @@ def fetch(store: Store, shapes: Shapes, connection: Connection, span: Span) -> _
     whole = joined([part for part in parts if part.data.num_rows] or parts[:1])
     schema = whole.data.schema
     return _Chunk(Shape(schema, b"", first[1], first[2], first[3], first[4], bool(first[5])), whole, place)
+
+
+def recent(held: Sequence[Held], place: int, end: int, limit: int | None) -> _Chunk:
+    """The same of segments in the tail: the first holds the event at `place`."""
+    parts: list[pa.RecordBatch] = []
+    first = last = held[0]
+    rows = nbytes = 0
+    most = min(limit or JOIN_ROWS, JOIN_ROWS)
+    for segment in held:
+        alike = segment.shape is first.shape or segment.shape == first.shape
+        if parts and (not alike or rows + segment.count > most or nbytes > JOIN_BYTES or segment.base >= end):
+            break
+        part = pa.ipc.read_record_batch(segment.data, first.shape.schema)
+        parts.append(part)
+        last, rows, nbytes = segment, rows + segment.count, nbytes + part.get_total_buffer_size()
+    stop = min(last.next, end)
+    data = segments.joined(parts).slice(place - first.base, stop - place)
+    return _Chunk(first.shape, Decoded(data, segments.dense(place, stop - place), None), stop)
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,7 @@ def _drop_old(shop: Workshop, retention: Retention, consumed: int | None, now: i
                 (part[-1].next, sum(kept.nbytes for kept in part), shop.id),
             )
             if changed.rowcount:
+                shop.appender.tail.forget(shop.id, part[-1].next)
                 storing.delete(connection, [kept.id for kept in part])
         yield
 

@@ -100,6 +100,7 @@ class Workshop:
         changed = connection.execute("UPDATE stream SET nbytes = nbytes + ? WHERE id = ?", (change, self.id))
         if not changed.rowcount:
             return False
+        self.appender.tail.forget(self.id, old[-1].next)
         storing.delete(connection, [kept.id for kept in old])
         failpoint("bus.rewrite.deleted")
         if new is not None:
