@@ -19,7 +19,7 @@ from headwater.errors import MissingExtra
 
 VARIABLE = "HEADWATER_NATIVE"
 
-COMPILED = ("headwater.drivers.sqlite_native", "headwater.drivers.postgres_native")
+COMPILED = ("headwater.drivers.sqlite_native", "headwater.drivers.postgres_native", "headwater.wire.pgcopy_native")
 EITHER = (
     "headwater.wire.array_text_cy",
     "headwater.wire.pgcopy_cy",
