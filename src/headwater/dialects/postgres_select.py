@@ -27,9 +27,8 @@ class Selection:
 
     @property
     def codes(self) -> list[tuple[str, str]]:
-        """Name and wire code of each column, in a binary COPY of the statement."""
-        kinds = [(field.name, kind_of_field(field)) for field in self.columns]
-        return [(name, kind.wire if kind.native else "text") for name, kind in kinds]
+        """Name and wire code of each column, in a binary COPY of the statement (see `pgcopy.CopyDecoder`)."""
+        return [(field.name, _code(kind_of_field(field))) for field in self.columns]
 
     def convert(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """What ADBC gives for the statement as a batch of `columns`, with `_invalid` at the end where needed."""
@@ -44,6 +43,14 @@ def _selected(column: PgColumn, types: PgTypes, alias: str) -> str:
     reference = f"{alias}.{quoted(column.name)}"
     shown = types.plain if column.kind.native else types.printed
     return shown(reference, column.oid)
+
+
+def _code(kind: Kind) -> str:
+    if not kind.native:
+        return "text"
+    if pa.types.is_decimal128(kind.type):
+        return f"{kind.wire}({kind.type.precision},{kind.type.scale})"
+    return kind.wire
 
 
 def converted(

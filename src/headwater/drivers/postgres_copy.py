@@ -1,19 +1,23 @@
-"""What a binary COPY sends, a buffer at a time, read without one Python call for each row."""
+"""What a binary COPY sends, a large piece at a time, read without one Python call for each row.
+
+A piece is waited for as a whole, outside the GIL: whatever is done with it is then done seldom.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from headwater import native
 from headwater.drivers.postgres import translated
-from headwater.drivers.postgres_receiver import Receiver
+from headwater.drivers.postgres_receiver import addresses
 
 if TYPE_CHECKING:
     import psycopg
+    from psycopg.pq.abc import PGconn
 
-PIECE = 2 * 2**20
-"""Bytes that are handed on at a time: few enough to be decoded within a processor's cache."""
-_WAIT = 60.0
+PIECE = 8 * 2**20
+"""Bytes that are handed on at a time, and perhaps one row more: what two readers hold of them is in memory."""
 
 
 def copied(connection: psycopg.Connection, sql: str) -> Iterator[memoryview]:
@@ -28,12 +32,46 @@ def copied(connection: psycopg.Connection, sql: str) -> Iterator[memoryview]:
         result = pgconn.exec_(f"COPY ({sql}) TO STDOUT (FORMAT binary)".encode())
         if result.status != pq.ExecStatus.COPY_OUT:
             raise errors.error_from_result(result)
-        receiver = Receiver(pgconn)
-        while (received := receiver.receive(PIECE, _WAIT)) is not None:
-            if len(received[1]):
-                yield received[0]
+        gather = _native(pgconn) or _by_psycopg(pgconn)
+        ended = False
+        while not ended:
+            data, ended = gather(PIECE)
+            if len(data):
+                yield data
         while (ending := pgconn.get_result()) is not None:
             if ending.status == pq.ExecStatus.FATAL_ERROR:
                 raise errors.error_from_result(ending)
     except Error as error:
         raise translated(error, "") from error
+
+
+Gather = Callable[[int], tuple[memoryview, bool]]
+"""Up to so many bytes, and whether nothing comes after them."""
+
+
+def _native(pgconn: PGconn) -> Gather | None:
+    module = native.compiled("headwater.drivers.postgres_native")
+    found = addresses() if module is not None else None
+    if module is None or found is None:
+        return None
+    module.bind_library(found)
+    pointer = pgconn.pgconn_ptr  # type: ignore[attr-defined]
+    return lambda budget: module.gather(pointer, budget)
+
+
+def _by_psycopg(pgconn: PGconn) -> Gather:
+    from psycopg import OperationalError
+
+    def gather(budget: int) -> tuple[memoryview, bool]:
+        data = bytearray()
+        while len(data) < budget:
+            try:
+                size, payload = pgconn.get_copy_data(0)
+            except OperationalError:
+                return memoryview(data), True  # the reason is the statement's result
+            if size <= 0:
+                return memoryview(data), True
+            data += payload
+        return memoryview(data), False
+
+    return gather

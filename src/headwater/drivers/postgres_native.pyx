@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""What has arrived on a connection in COPY mode, taken out of libpq into one piece of memory, without the GIL.
+"""What arrives on a connection in COPY mode, taken out of libpq into one piece of memory, without the GIL.
 
 It calls the libpq that psycopg has loaded, by addresses (see `postgres_receiver`), so prototypes are written out here
 (https://www.postgresql.org/docs/current/libpq-copy.html) and no header is needed.
@@ -131,3 +131,34 @@ def collect(size_t connection, int64_t budget, int reads):
     if state == NO_MEMORY:
         raise MemoryError()
     return memoryview(data), memoryview(ends), state == ENDED
+
+
+cdef int gathered(void* connection, int64_t budget, Memory data) noexcept nogil:
+    """Payloads as they come, waited for, until `budget` bytes are there."""
+    cdef char* payload
+    cdef int size
+    while data.size < budget:
+        payload = NULL
+        size = get_copy_data(connection, &payload, 0)
+        if size <= 0:
+            return ENDED
+        if not data.add(payload, size):
+            freemem(payload)
+            return NO_MEMORY
+        freemem(payload)
+    return WAITING
+
+
+def gather(size_t connection, int64_t budget):
+    """Payloads of `budget` bytes or a little more, waited for, one behind the other; and whether the stream has ended.
+
+    `connection`: the PGconn's address.
+    """
+    cdef Memory data = memory(budget + FIRST_BYTES)
+    cdef int state
+    with nogil:
+        state = gathered(<void*>connection, budget, data)
+        data.give_back()
+    if state == NO_MEMORY:
+        raise MemoryError()
+    return memoryview(data), state == ENDED

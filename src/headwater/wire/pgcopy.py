@@ -1,7 +1,8 @@
 """What `COPY (select ...) TO STDOUT (FORMAT binary)` sends, as Arrow record batches.
 
 The format is that of https://www.postgresql.org/docs/current/sql-copy.html: a header, rows of values with their
-lengths, and a trailer. Values are those of binary logical replication, and decoded by the same loops (F24).
+lengths, and a trailer. Values are those of binary logical replication, and decoded by the same loops (F24); where they
+are compiled, most rows are decoded by `pgcopy_rows`, which makes the same of them in one go.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from headwater import native
+from headwater.wire.pgcopy_rows import Rows, decoder_of, plain
 from headwater.wire.pgoutput_columns import Values
 from headwater.wire.pgoutput_messages import Malformed
 
@@ -24,13 +26,18 @@ _LEAST = 4096
 
 
 class CopyDecoder:
-    """`columns`: name and wire code of each (see `pgoutput.Decoder`). One COPY; used by one thread."""
+    """`columns`: name and wire code of each (see `pgoutput.Decoder`). One COPY; used by one thread.
+
+    A code may also be `numeric(p,s)`: a number whose declared precision and scale these are. It comes as decimal128 of
+    those where that is cheaper, else as the text, for all rows of a batch.
+    """
 
     def __init__(self, columns: Sequence[tuple[str, str]]) -> None:
-        self._columns = list(columns)
+        self._columns = [(name, plain(code)) for name, code in columns]
         self._names = [name for name, _ in columns]
         self._rows = native.either("headwater.wire.pgcopy_cy")
         self._values = native.either("headwater.wire.pgoutput_values_cy")
+        self._at_once = decoder_of(columns)
         self._room = _LEAST
         self._rest = b""
         self._begun = self.ended = False
@@ -44,13 +51,12 @@ class CopyDecoder:
         if start < 0:
             self._rest = bytes(view)
             return None
-        places, count, end = self._scanned(view, start)
-        self._rest = b"" if self.ended else bytes(view[end:])
-        if not count:
-            return None
-        bases = np.arange(count, dtype=np.int64) * len(self._columns)
-        values = Values(self._values, view, places)
-        return pa.RecordBatch.from_arrays(values.arrays(self._columns, bases), names=self._names)
+        found = self._at_once(view, start) if self._at_once is not None else None
+        if found is None:
+            found = self._column_by_column(view, start)
+        self.ended = found.ended
+        self._rest = b"" if self.ended else bytes(view[found.end :])
+        return pa.RecordBatch.from_arrays(found.arrays, names=self._names) if found.count else None
 
     def finish(self) -> None:
         """Raises `Malformed` unless the trailer has come."""
@@ -72,13 +78,14 @@ class CopyDecoder:
         self._begun = True
         return _HEADER + extension
 
-    def _scanned(self, view: memoryview, start: int) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], int, int]:
+    def _column_by_column(self, view: memoryview, start: int) -> Rows:
         while True:
             places = np.empty(self._room, np.int64)
             reason, count, end = self._rows.scan(view, start, len(self._columns), places.data)
             if reason in self._rows.FAULTS:
                 raise Malformed(f"row {count} of {len(view)} bytes of COPY {self._rows.FAULTS[reason]} (at byte {end})")
             if reason != self._rows.ROOM:
-                self.ended = reason == self._rows.END
-                return places, count, end
+                bases = np.arange(count, dtype=np.int64) * len(self._columns)
+                arrays = Values(self._values, view, places).arrays(self._columns, bases) if count else []
+                return Rows(count, end, reason == self._rows.END, arrays)
             self._room *= 4

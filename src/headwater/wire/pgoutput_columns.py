@@ -98,9 +98,6 @@ class _Column:
     def array(self) -> pa.Array:
         raise NotImplementedError
 
-    def _bitmap(self) -> pa.Buffer | None:
-        return pa.py_buffer(np.packbits(self._valid, bitorder="little")) if self._nulls else None
-
     def _bad(self, text: str) -> Malformed:
         return Malformed(f"{self._name}: {text}")
 
@@ -109,7 +106,7 @@ class _Fixed(_Column):
     def __init__(self, loops: ModuleType, name: str, count: int, code: str) -> None:
         super().__init__(loops, name, count)
         self._code = code
-        self._layout, self._type = FIXED[code]
+        self._layout = FIXED[code][0]
         self._width = np.dtype(self._layout).itemsize
         self._raw = np.empty(count * self._width, np.uint8)
 
@@ -124,12 +121,7 @@ class _Fixed(_Column):
             raw.view(f"u{width}").byteswap(inplace=True)
 
     def array(self) -> pa.Array:
-        raw = self._raw
-        if self._code == "bool":
-            raw = np.packbits(raw != 0, bitorder="little")
-        if self._code == "oid":
-            raw = raw.view(np.uint32).astype(np.int64).view(np.uint8)
-        return pa.Array.from_buffers(self._type, self._count, [self._bitmap(), pa.py_buffer(raw)], self._nulls)
+        return fixed_array(self._code, self._raw, self._valid if self._nulls else None, self._count)
 
 
 class _Variable(_Column):
@@ -152,14 +144,8 @@ class _Variable(_Column):
     def array(self) -> pa.Array:
         used = int(self._offsets[-1])
         data = self._data if used > len(self._data) * 3 // 4 else self._data[:used].copy()
-        buffers = [self._bitmap(), pa.py_buffer(self._offsets), pa.py_buffer(data).slice(0, used)]
-        array = pa.Array.from_buffers(self._type, self._count, buffers, self._nulls)
-        if pa.types.is_string(self._type):
-            try:
-                array.validate(full=True)
-            except pa.ArrowInvalid as error:
-                raise self._bad(f"a text is not UTF-8: {error}") from error
-        return array
+        valid = self._valid if self._nulls else None
+        return variable_array(self._name, self._type, (self._offsets, pa.py_buffer(data).slice(0, used)), valid)
 
     def _make_room(self, needed: int, rows: int) -> None:
         if needed > len(self._data):
@@ -186,3 +172,30 @@ def _column(loops: ModuleType, name: str, code: str, count: int) -> _Column:
     if code in FIXED:
         return _Fixed(loops, name, count, code)
     return _Numeric(loops, name, count, "") if code == "numeric" else _Variable(loops, name, count, code)
+
+
+def fixed_array(code: str, raw: NDArray[np.uint8], valid: NDArray[np.uint8] | None, count: int) -> pa.Array:
+    """Of values as they lie in `raw`, in the machine's order. `valid`: a byte for each row; None: no row is NULL."""
+    if code == "bool":
+        raw = np.packbits(raw != 0, bitorder="little")
+    if code == "oid":
+        raw = raw.view(np.uint32).astype(np.int64).view(np.uint8)
+    return pa.Array.from_buffers(FIXED[code][1], count, [bitmap(valid), pa.py_buffer(raw)])
+
+
+def variable_array(
+    name: str, kind: pa.DataType, buffers: tuple[NDArray[np.int32], pa.Buffer], valid: NDArray[np.uint8] | None
+) -> pa.Array:
+    """`buffers`: offsets and bytes. Raises `Malformed` for a text that is not UTF-8."""
+    offsets, data = buffers
+    array = pa.Array.from_buffers(kind, len(offsets) - 1, [bitmap(valid), pa.py_buffer(offsets), data])
+    if pa.types.is_string(kind):
+        try:
+            array.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise Malformed(f"{name}: a text is not UTF-8: {error}") from error
+    return array
+
+
+def bitmap(valid: NDArray[np.uint8] | None) -> pa.Buffer | None:
+    return None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little"))

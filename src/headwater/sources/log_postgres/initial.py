@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from headwater.drivers.postgres import execute
 from headwater.errors import HeadwaterError, SourceError
 from headwater.faults import failpoint
 from headwater.model import Changes, StoredChanges
 from headwater.sources.log_postgres import chunks, pages
 from headwater.sources.log_postgres.pages import Leaf, Range
 from headwater.sources.log_postgres.position import Place
-from headwater.sources.log_postgres.rows import Connector, Shape, Start, asked, below, run
+from headwater.sources.log_postgres.rows import Connector, Shape, Start, below, run
 from headwater.sources.log_postgres.subject import Step, Subject
 from headwater.sources.log_postgres.together import Together
 
@@ -73,38 +74,33 @@ class Initial:
 
     def steps(self, place: Place) -> Iterator[Step]:
         by_key = self._of(place, "keys")
-        with closing(self._connect()) as connection:
-            (self._text,) = asked(connection, "SELECT pg_catalog.pg_current_snapshot()::text")
+        with closing(pages.pinned_by_sql(self._connector, self._name)) as connection:
+            ((self._text,),) = execute(connection, "SELECT pg_catalog.pg_current_snapshot()::text")
             planned = [found for stream in self._of(place, "pages") if (found := self._plan(stream, connection))]
             for found in planned:
                 place = self._put_off(found, place) if found.rewritten else place
             for step in self._read([found for found in planned if not found.rewritten], place):
                 place = step.place
                 yield step
-            for stream in by_key:
-                for step in self._by_key(stream, connection, place):
-                    place = step.place
-                    yield step
+        for step in self._by_keys(by_key, place) if by_key else ():
+            yield step
 
     def _of(self, place: Place, state: str) -> list[str]:
         streams = (stream for stream in self._subjects if stream not in self._broken)
         return [stream for stream in streams if place.loads[stream].state == state]
 
-    def _connect(self) -> dbapi.Connection:
-        return pages.pinned(self._connector, self._name)
-
-    def _plan(self, stream: str, connection: dbapi.Connection) -> _Planned | None:
+    def _plan(self, stream: str, connection: psycopg.Connection) -> _Planned | None:
         subject = self._subjects[stream]
-        run(connection, "SAVEPOINT headwater")
+        execute(connection, "SAVEPOINT headwater")
         try:
             shape = subject.shape()
             together = None if subject.by_key(shape) else Together(subject)
-            return _Planned(subject, shape, tuple(pages.leaves_of(connection, shape)), together)
+            return _Planned(subject, shape, tuple(pages.leaves_by_sql(connection, shape)), together)
         except SourceError as error:
             self._broken[stream] = error
             return None
         finally:
-            run(connection, "ROLLBACK TO SAVEPOINT headwater")  # gives the lock back
+            execute(connection, "ROLLBACK TO SAVEPOINT headwater")  # gives the lock back
 
     # page ranges
 
@@ -169,6 +165,13 @@ class Initial:
         return Step(changes, place.with_load(subject.stream, progress))
 
     # by key: servers that have no page ranges
+
+    def _by_keys(self, streams: list[str], place: Place) -> Iterator[Step]:
+        with closing(pages.pinned(self._connector, self._name)) as connection:
+            for stream in streams:
+                for step in self._by_key(stream, connection, place):
+                    place = step.place
+                    yield step
 
     def _by_key(self, stream: str, connection: dbapi.Connection, place: Place) -> Iterator[Step]:
         subject, pace = self._subjects[stream], chunks.Pace()

@@ -1,6 +1,6 @@
 """Page ranges of tables, read in parallel under one snapshot and handed over in order.
 
-Every range is read under the same exported snapshot (F22). At most one more range than there are readers is in memory.
+Every range is read under the same exported snapshot (F22). At most two more ranges than there are readers are in memory.
 A range is about five megabytes of what the table keeps on disk, its TOAST included.
 """
 
@@ -83,21 +83,24 @@ ORDER BY c.oid
 """
 
 
+_LOCK = "LOCK TABLE {source} IN ACCESS SHARE MODE"
+
+
 def leaves_of(connection: dbapi.Connection, shape: Shape) -> list[Leaf]:
     """By oid. Within a transaction: the table is locked against rewriting to its end, and its size is of now."""
-    run(connection, f"LOCK TABLE {shape.source} IN ACCESS SHARE MODE")
+    run(connection, _LOCK.format(source=shape.source))
     rows = pa.Table.from_batches(batches_of(connection, _LEAVES.format(oid=shape.oid))).to_pylist()
-    return [
-        Leaf(
-            row["oid"],
-            row["source"],
-            row["pages"],
-            _step(row["pages"], row["nbytes"], row["version"]),
-            row["file"],
-            row["now"],
-        )
-        for row in rows
-    ]
+    return [_leaf(*row.values()) for row in rows]
+
+
+def leaves_by_sql(connection: psycopg.Connection, shape: Shape) -> list[Leaf]:
+    """As `leaves_of`, without the third of a second that it takes to connect in Arrow."""
+    execute(connection, _LOCK.format(source=shape.source))
+    return [_leaf(*row) for row in execute(connection, _LEAVES.format(oid=shape.oid))]
+
+
+def _leaf(oid: int, source: str, pages: int, nbytes: int, file: int, now: int, version: int) -> Leaf:
+    return Leaf(oid, source, pages, _step(pages, nbytes, version), file, now)
 
 
 def files_of(leaves: Iterable[Leaf]) -> dict[str, int]:
@@ -122,6 +125,21 @@ def pinned(connector: Connector, snapshot: str) -> dbapi.Connection:
     return connection
 
 
+def pinned_by_sql(connector: Connector, snapshot: str) -> psycopg.Connection:
+    """Likewise, not in Arrow."""
+    connection = connector.sql()
+    try:
+        _pin(connection, snapshot)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _pin(connection: psycopg.Connection, snapshot: str) -> None:
+    execute(connection, f"{BEGIN}; SET TRANSACTION SNAPSHOT {literal(snapshot)}")
+
+
 class Rewritten(SourceError):
     """A table was rewritten (TRUNCATE, ALTER, VACUUM FULL) and hides its rows from the snapshot by now."""
 
@@ -134,7 +152,7 @@ def copy_range(
     In a transaction of its own: a lock that outlived the range would keep an ALTER waiting, and all others behind it.
     Raises `Rewritten`.
     """
-    execute(connection, f"{BEGIN}; SET TRANSACTION SNAPSHOT {literal(snapshot)}")
+    _pin(connection, snapshot)
     decoder = CopyDecoder(shape.selection.codes)
     found = [decoder.decode(data) for data in copied(connection, part.sql(shape, tests))]
     decoder.finish()
@@ -158,7 +176,7 @@ def in_order(
     connect: Callable[[], psycopg.Connection],
     workers: int = WORKERS,
 ) -> Iterator[tuple[T, R | HeadwaterError]]:
-    """Each task and what came of it, in the order of the tasks; at most `workers` + 1 results wait or are under way."""
+    """Each task and what came of it, in the order of the tasks. Beside the one in hand, `workers` + 1 are under way or wait."""
     idle: queue.SimpleQueue[psycopg.Connection] = queue.SimpleQueue()
 
     def one(task: T) -> R | HeadwaterError:
@@ -181,7 +199,7 @@ def in_order(
         try:
             for given in tasks:
                 waiting.append((given, pool.submit(one, given)))
-                if len(waiting) > workers:
+                if len(waiting) > workers + 1:
                     task, future = waiting.popleft()
                     yield task, future.result()
             while waiting:
