@@ -39,6 +39,7 @@ def sql(database: str) -> Iterator[SQL]:
 def target(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SinkTarget]:
     """Where each batch counts as many rows, and goes to the driver a few rows at a time."""
     monkeypatch.setattr(postgres_upsert, "MANY", 1)
+    monkeypatch.setattr(postgres_upsert, "SAMPLE", 2)
     monkeypatch.setattr(postgres_ingest, "PIECE", 200)
     made = sink_target("postgresql", tmp_path, lambda: database)
     yield made

@@ -33,6 +33,12 @@ class PgTransaction:
             cursor.execute(_numbered(sql), tuple(parameters) or None)
             return list(cursor.fetchall()) if cursor.description else []
 
+    def affected(self, sql: str) -> int:
+        """The number of rows that a statement changed."""
+        with self._connection.cursor() as cursor:
+            cursor.execute(sql)
+            return int(cursor.rowcount)
+
     def has(self, table: str) -> bool:
         found = self.execute(
             "SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
