@@ -9,6 +9,8 @@ import dataclasses
 import difflib
 import fnmatch
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -53,6 +55,29 @@ class Plan:
     """Why it cannot be mapped as its table is now, though it could before: then it stands still."""
 
 
+class _Looking:
+    """Each source over one connection, and its tables asked for once; of one thread, until `close`."""
+
+    def __init__(self, connect: Callable[[str], Dialect]) -> None:
+        self._connect = connect
+        self._dialects: dict[str, Dialect] = {}
+        self._tables: dict[str, list[TableId]] = {}
+
+    def dialect(self, source: str) -> Dialect:
+        if source not in self._dialects:
+            self._dialects[source] = self._connect(source)
+        return self._dialects[source]
+
+    def tables(self, source: str) -> list[TableId]:
+        if source not in self._tables:
+            self._tables[source] = self.dialect(source).tables()
+        return self._tables[source]
+
+    def close(self) -> None:
+        for dialect in self._dialects.values():
+            dialect.close()
+
+
 class Assembly:
     """A context manager; what it opened, it closes. `append`: whether this process is to be the one that appends."""
 
@@ -63,6 +88,7 @@ class Assembly:
         self._contracts: dict[str, Contract] = {}
         self._plans: dict[str, Plan] = {}
         self._declarations: dict[str, Declaration] = {}
+        self._looking: _Looking | None = None
 
     def __enter__(self) -> Assembly:
         return self
@@ -129,9 +155,10 @@ class Assembly:
 
     def check_promises(self) -> None:
         """Raises `PromiseError` for the first contract that promises more than its path can give."""
-        for stream in self.config.streams:
-            refuse_broken_retention(self.contract(stream), self.config.streams[stream])
-            refuse_broken_promises(self.contract(stream), self.guarantee(stream))
+        with self._look():
+            for stream in self.config.streams:
+                refuse_broken_retention(self.contract(stream), self.config.streams[stream])
+                refuse_broken_promises(self.contract(stream), self.guarantee(stream))
 
     # parts
 
@@ -253,11 +280,11 @@ class Assembly:
         return self._declarations[stream]
 
     def _declared(self, stream: str) -> Declaration:
-        contract = self.contract(stream)
+        plan, contract = self.plan(stream), self.contract(stream)
         sinks = {name for name in self.config.sinks if stream in self.streams_of(name)}
         consumers = {consumer.name for consumer in contract.consumers}
         return Declaration(
-            contract, self.capture_of(stream), self.mapping(stream).fingerprint, frozenset(sinks | consumers)
+            contract, self.capture_of(stream), fingerprint(plan.config, contract), frozenset(sinks | consumers)
         )
 
     # one stream, worked out
@@ -302,14 +329,25 @@ class Assembly:
         )
 
     def _rows_of(self, stream: str, config: StreamConfig) -> tuple[TableId, pa.Schema, tuple[str, ...]]:
-        dialect = self.dialect(config.source)
-        try:
+        with self._look() as looking:
+            dialect = looking.dialect(config.source)
             if config.query is not None:
                 return TableId("", stream), dialect.describe(config.query), config.key
-            table = dialect.table(named(dialect.tables(), config.table or ""))
+            table = dialect.table(named(looking.tables(config.source), config.table or ""))
             return table.id, table.schema(), config.key or table.key
+
+    @contextmanager
+    def _look(self) -> Iterator[_Looking]:
+        """At the sources; within another such block, over its connections."""
+        if self._looking is not None:
+            yield self._looking
+            return
+        self._looking = looking = _Looking(self.dialect)
+        try:
+            yield looking
         finally:
-            dialect.close()
+            self._looking = None
+            looking.close()
 
     def _capture(self, stream: str, load: Load) -> Capture:
         plan = self.plan(stream)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import weakref
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,24 @@ def _run_time() -> tuple[type[Exception], ...]:
         duckdb.OutOfRangeException,
         duckdb.ConversionException,
     )
+
+
+_UNKNOWN: tuple[frozenset[str], frozenset[str]] = frozenset(), frozenset()
+
+
+@functools.cache
+def _functions() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
+    """By name, what DuckDB's own catalogue says: types and stabilities. To list all takes as long as to find one."""
+    import duckdb
+
+    with duckdb.connect(":memory:", config={"threads": 1}) as connection:
+        listed = connection.execute("SELECT function_name, function_type, stability FROM duckdb_functions()").fetchall()
+    types: defaultdict[str, set[str]] = defaultdict(set)
+    stabilities: defaultdict[str, set[str]] = defaultdict(set)
+    for name, kind, stability in listed:
+        types[name].add(kind)
+        stabilities[name].add(stability)
+    return {name: (frozenset(types[name]), frozenset(stabilities[name])) for name in types}
 
 
 class _Slot:
@@ -179,12 +198,7 @@ class Engine:
             if name.lower().startswith(_UNSTABLE_PREFIXES):
                 raise _unstable(expression, name, what)
         for name in sorted(functions):
-            kinds = self._open().execute(
-                "SELECT DISTINCT function_type, stability FROM duckdb_functions() WHERE function_name = ?",
-                [name.lower()],
-            )
-            found = kinds.fetchall()
-            types, stabilities = {kind for kind, _ in found}, {stability for _, stability in found}
+            types, stabilities = _functions().get(name.lower(), _UNKNOWN)
             if {"VOLATILE", "CONSISTENT_WITHIN_QUERY"} & stabilities or _is_unstable_macro(name):
                 raise _unstable(expression, name, what)
             if types and not {"scalar", "macro"} & types:
