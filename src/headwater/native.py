@@ -19,7 +19,13 @@ from headwater.errors import MissingExtra
 
 VARIABLE = "HEADWATER_NATIVE"
 
-COMPILED = ("headwater.drivers.sqlite_native", "headwater.drivers.postgres_native", "headwater.wire.pgcopy_native")
+COMPILED = (
+    "headwater.drivers.postgres_native",
+    "headwater.drivers.sqlite_native",
+    "headwater.mapping.projection_native",
+    "headwater.wire.pgcopy_native",
+    "headwater.wire.pgoutput_native",
+)
 EITHER = (
     "headwater.wire.array_text_cy",
     "headwater.wire.pgcopy_cy",
