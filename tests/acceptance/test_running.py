@@ -7,6 +7,10 @@ from contextlib import closing
 
 import pytest
 
+from headwater import config as configuration
+from headwater.assembly import Assembly
+from headwater.dialects import Dialect
+from headwater.runtime import start
 from tests.acceptance.project import TABLES, Project, Row, contract, stream, until
 
 
@@ -152,3 +156,24 @@ def rebuild(project: Project) -> None:
         "INSERT INTO item_new SELECT id, name, size + 5, updated_at FROM item; DROP TABLE item;"
         "ALTER TABLE item_new RENAME TO item; COMMIT;"
     )
+
+
+class Counted(Assembly):
+    """Notes each connection for inspection."""
+
+    def __init__(self, config: configuration.Config) -> None:
+        super().__init__(config, append=True)
+        self.opened: list[str] = []
+
+    def dialect(self, source: str) -> Dialect:
+        self.opened.append(source)
+        return super().dialect(source)
+
+
+def test_a_start_looks_at_all_tables_of_a_source_over_one_connection(project: Project) -> None:
+    project.config["streams"]["shop.other"] = stream()
+    project.contracts["shop.other"] = contract("shop.other")
+    assembly = Counted(project.save())
+    with assembly:
+        start(assembly)
+    assert assembly.opened == ["shop"]

@@ -26,7 +26,8 @@ CONTEXT.set_forkserver_preload(
         "adbc_driver_postgresql.dbapi", "headwater.dialects.postgres", "headwater.sources.log_postgres",
         "headwater.sinks.postgres", "headwater.drivers.postgres_native", "headwater.wire.array_text_cy",
         "headwater.wire.pgcopy_cy", "headwater.wire.pgoutput_cy", "headwater.wire.pgoutput_values_cy", "numpy.ma",
-        "sqlglot.dialects.duckdb", "tests.crash.postgres_world",
+        "sqlglot.dialects.duckdb", "headwater.difference", "headwater.spill",
+        "tests.crash.postgres_world", "tests.crash.frozen",
     ]
 )  # fmt: skip
 
