@@ -36,5 +36,5 @@ def test_after_every_kill_nothing_is_lost_or_doubled(tmp_path: Path, seed: int) 
         assert world.replayed(events, polled=stream.startswith("catalog")) == expected[stream]
 
     told = [(letter, fields) for letter, _, fields in world.events_of(tmp_path, "learning.enrollment") if letter != "r"]
-    assert len(told) > 50
+    assert len(told) > world.LIVE
     assert told == world.audited(tmp_path)[-len(told) :]

@@ -11,6 +11,7 @@ import random
 import signal
 import sqlite3
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ CONTEXT.set_forkserver_preload(
         "adbc_driver_postgresql.dbapi", "headwater.dialects.postgres", "headwater.sources.log_postgres",
         "headwater.sinks.postgres", "headwater.drivers.postgres_native", "headwater.wire.array_text_cy",
         "headwater.wire.pgcopy_cy", "headwater.wire.pgoutput_cy", "headwater.wire.pgoutput_values_cy", "numpy.ma",
+        "headwater.wire.pgcopy_native", "headwater.wire.pgoutput_native", "headwater.mapping.projection_native",
         "sqlglot.dialects.duckdb", "headwater.difference", "headwater.spill",
         "tests.crash.postgres_world", "tests.crash.frozen",
     ]
@@ -242,6 +244,32 @@ def run_pipeline(
         os._exit(supervisor.run(follow=running is not None))
 
 
+LIVE = 50
+
+
+def peaceful_pipeline(directory: Path, failpoints: str, seed: int, running: multiprocessing.synchronize.Event) -> None:
+    """It fails once `learning.enrollment` tells of `LIVE` changes: on a busy machine others die while they load."""
+    from headwater import config, faults
+    from headwater.assembly import Assembly
+    from headwater.model import Op
+    from headwater.runtime import start
+
+    with Assembly(config.load(directory / "headwater.yaml"), append=True) as assembly:
+        supervisor = start(assembly)
+
+        def fail_once_it_tells() -> None:
+            live = 0
+            for events in assembly.bus.read("learning.enrollment", after=None):
+                live += sum(op != Op.READ for op in events.data.column("_op").to_pylist())
+                if live > LIVE:
+                    break
+            faults.set_failpoints(failpoints, seed)
+            running.set()
+
+        threading.Thread(target=fail_once_it_tells, daemon=True).start()
+        os._exit(supervisor.run())
+
+
 @dataclass
 class World:
     directory: Path
@@ -249,24 +277,24 @@ class World:
     kills: int = 0
 
     def torment(self, times: int) -> None:
-        """Start the pipeline and see it die, `times` times, while the writer goes on."""
+        """Start the pipeline and see it die, `times` times, while the writer goes on; once it may catch up before."""
         dice = random.Random(self.seed)
         stop = CONTEXT.Event()
         writer = CONTEXT.Process(target=_write_until, args=(self.directory, self.seed + 1, stop), daemon=True)
         writer.start()
         try:
             while self.kills < times:
-                self._one_life(dice)
+                self._one_life(dice, peaceful_pipeline if self.kills == times // 2 else run_pipeline)
         finally:
             stop.set()
             writer.join(30)
         assert writer.exitcode == 0, "the application's writes must never fail"
 
-    def _one_life(self, dice: random.Random) -> None:
+    def _one_life(self, dice: random.Random, life: Callable[..., None]) -> None:
         failpoints = f"*=kill:{dice.choice((0.0005, 0.002, 0.01, 0.05))}"
         running = CONTEXT.Event()
         process = CONTEXT.Process(
-            target=run_pipeline, args=(self.directory, failpoints, dice.randrange(10**9), running), daemon=True
+            target=life, args=(self.directory, failpoints, dice.randrange(10**9), running), daemon=True
         )
         process.start()
         while process.is_alive() and not running.wait(0.05):
