@@ -1,6 +1,7 @@
 """New seeds until told to stop, by Ctrl-C or SIGTERM, or for `make soak SECONDS=3600`: how many runs, and what failed.
 
-Beside the torments of PostgreSQL runs the soak of the decoder: damaged messages, compiled against uncompiled.
+Beside the torments of PostgreSQL run loads that are broken off, and the soak of the decoder: damaged messages, compiled
+against uncompiled.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -26,6 +27,7 @@ import duckdb
 
 from headwater.errors import HeadwaterError
 from headwater.testing.postgres import PostgresServer
+from tests.crash.postgres_breaks import break_off
 from tests.crash.postgres_world import SETTINGS, settle_template
 from tests.crash.test_postgres_kill import torment
 from tests.pgoutput_recordings import record
@@ -44,20 +46,30 @@ Told = tuple[str, int, str]
 
 
 def torments(told: Queue[Told], first: int, step: int) -> None:
-    """One seed after the other, on a server of its own. What a failed run leaves is kept."""
+    _one_after_the_other("torments", torment, told, itertools.count(first, step))
+
+
+def breaks(told: Queue[Told], first: int, step: int) -> None:
+    _one_after_the_other("loads broken off", break_off, told, itertools.count(first, step))
+
+
+def _one_after_the_other(
+    what: str, once: Callable[[PostgresServer, Path, int], object], told: Queue[Told], seeds: Iterable[int]
+) -> None:
+    """On a server of its own. What a failed run leaves is kept."""
     _end_by_sigterm()
     directory = Path(tempfile.mkdtemp(prefix="headwater-soak-"))
     with PostgresServer(directory / "data", settings=SETTINGS) as server:
         settle_template(server)
-        for seed in itertools.count(first, step):
+        for seed in seeds:
             home = directory / str(seed)
             home.mkdir()
             try:
-                torment(server, home, seed)
+                once(server, home, seed)
                 shutil.rmtree(home)
-                told.put(("torments", 1, ""))
+                told.put((what, 1, ""))
             except FAILURES:
-                told.put(("torments", 1, f"seed {seed}, left in {home}:\n{traceback.format_exc()}"))
+                told.put((what, 1, f"{what}, seed {seed}, left in {home}:\n{traceback.format_exc()}"))
 
 
 def decoder(told: Queue[Told], first: int, step: int) -> None:
@@ -85,7 +97,7 @@ def main() -> int:
     context = get_context("spawn")
     told: Queue[Told] = context.Queue()
     first = int(time.time())
-    work = [(torments, number) for number in range(WORKERS)] + [(decoder, 0)]
+    work = [(torments, number) for number in range(WORKERS)] + [(breaks, 0), (decoder, 0)]
     workers = [context.Process(target=target, args=(told, first + number, WORKERS)) for target, number in work]
     for worker in workers:
         worker.start()

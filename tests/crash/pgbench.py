@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from headwater.errors import HeadwaterError
@@ -29,11 +30,14 @@ RETRIES = 100
 class Pgbench:
     """`with Pgbench(...) as application`: it writes until the end, then no transaction is left prepared."""
 
-    def __init__(self, server: PostgresServer, database: str, *, seed: int, rate: int) -> None:
+    def __init__(
+        self, server: PostgresServer, database: str, *, seed: int, rate: int, weights: Mapping[str, int] = WEIGHTS
+    ) -> None:
         self.server = server
         self.database = database
         self.seed = seed
         self.rate = rate
+        self.weights = weights
         self.problems: list[str] = []
         self._runs = 0
         self._stopping = threading.Event()
@@ -83,7 +87,7 @@ class Pgbench:
             str(self.server.binaries / "pgbench"), "--no-vacuum", f"--transactions={MOST}", f"--client={CLIENTS}",
             f"--rate={self.rate}", f"--max-tries={RETRIES}", f"--random-seed={self.seed + self._runs}",
             f"--define=run={self.seed}{self._runs:03}",
-            *(f"--file={SCRIPTS / name}.sql@{weight}" for name, weight in WEIGHTS.items()),
+            *(f"--file={SCRIPTS / name}.sql@{weight}" for name, weight in self.weights.items()),
             self.server.url_of(self.database),
         ]  # fmt: skip
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -39,6 +39,7 @@ SETTINGS = {
 }
 TEMPLATE = "torment"
 CAPTURE = "shop/log"
+AUDITED = "shop.item"
 PATIENCE = 120.0
 """Seconds after which a pipeline hangs; on an idle machine it needs two."""
 RATES = 100, 200

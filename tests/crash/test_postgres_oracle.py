@@ -162,7 +162,7 @@ NOT_EXCUSED: dict[str, tuple[tuple[Written, ...], list[Event]]] = {
     ),
     "what came behind the row that was read for a change without a part": (
         CHANGED,
-        [event("r", 113, 3), event("u", 120, 2, unchanged=("body",)), event("u", 140, 4)],
+        [event("r", 117, 3), event("u", 120, 2, unchanged=("body",)), event("u", 140, 4)],
     ),
     "what came between the row that was read and a TRUNCATE": (
         (written("c", 105, 1), written("d", 110), written("c", 115, 2), written("t", 120)),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from headwater.drivers.postgres import connect
 from headwater.errors import SourceError
 from headwater.protocols import Load
 from headwater.sources.log_postgres import chunks, units
@@ -355,3 +356,36 @@ def test_f28_what_a_row_that_was_read_holds_is_told_from_where_its_load_was_brok
     told = [(row["op"], row["after"]["n"]) for row in item.rows("test.item") if row["after"]["id"] == 1]
     assert told == ([("r", 11), ("c", 11)] if broken_off else [("r", 11)])
     assert item.folded("test.item") == item.table("item", COLUMNS)
+
+
+def test_a_row_that_is_read_for_a_change_has_a_place_of_its_own(item: World) -> None:
+    """Beside the rows of a chunk, which stand behind the very place in the log where the change is committed."""
+    item.take()
+    for attempt in range(20):  # what else the server writes may come between, and the change too late
+        item.captures = (capture("other", "id"), capture("item", COLUMNS, load=Load(f"again {attempt}")))
+        chunk, read, change = places_of_a_change_behind_a_chunk(item, attempt)
+        item.take()
+        if chunk < change < chunk + 8:
+            break
+    assert chunk < read < change < chunk + 8
+    assert item.folded("test.item") == item.table("item", COLUMNS)
+
+
+def places_of_a_change_behind_a_chunk(world: World, attempt: int) -> list[int]:
+    """The commits of rows 3 (in a chunk) and 5 (read for its change), and of the change. A transaction is committed
+    where another one has ended, and a chunk is read in between. 0 for what did not come.
+    """
+    known = len(world.rows("test.item"))
+    with connect(world.url, application="tests") as writer, closing(world.source()) as source:
+        for _ in world.stream(source, follow=True):
+            rows = world.rows("test.item")[known:]
+            if len(rows) == 2 and writer.info.transaction_status.name == "IDLE":
+                writer.execute("BEGIN")
+                writer.execute("UPDATE item SET n = n + 1 WHERE id = 5")
+                world.execute(f"INSERT INTO other VALUES ({attempt})")
+            elif len(rows) == 4 and all(row["op"] == "r" for row in rows):
+                writer.execute("COMMIT")
+            elif len(rows) > 4 or any(row["op"] == "u" for row in rows):
+                break
+    found = {(row["op"], row["after"]["id"]): row["at"][1] for row in reversed(rows)}
+    return [found.get(change, 0) for change in (("r", 3), ("r", 5), ("u", 5))]

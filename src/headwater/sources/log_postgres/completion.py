@@ -30,7 +30,7 @@ from headwater.mapping.unchanged import Pairs, listed, pairs
 from headwater.model import INVALID, UNCHANGED, Op
 from headwater.sources.log_postgres.homes import Homes, Lost, places_of
 from headwater.sources.log_postgres.reread import Found, Rereader, texts_of
-from headwater.sources.log_postgres.rows import Shape, reads_at
+from headwater.sources.log_postgres.rows import Shape, beside, reads_at
 from headwater.sources.log_postgres.windows import key_of, merged, with_columns, without_side, xids_of
 
 Mask = npt.NDArray[np.bool_]
@@ -236,8 +236,7 @@ class _Work:
             return None
         at = self.place[self.codes[1][rows]]
         epoch = self.data.column("_epoch")[0].as_py()
-        commits = self.data.column("_commit").to_numpy()[rows]
-        commits = (commits - np.uint64(1) & ~np.uint64(7)) + np.uint64(1)
+        commits = beside(self.data.column("_commit").to_numpy()[rows])
         indices = self.data.column("_index").to_numpy()[rows]
         return reads_at(found.rows.take(pa.array(at)), epoch, commits, indices)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from headwater.dialects.postgres_select import Selection
@@ -194,6 +195,11 @@ def below(commit: int) -> int:
 def behind(commit: int) -> int:
     """Likewise, above `commit` and below every later one."""
     return (commit & ~7) + 1
+
+
+def beside(commits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Likewise, right below these: a load's rows may stand `behind` the commit that ends where one of them begins."""
+    return commits - np.uint64(3)
 
 
 def reads_of(rows: pa.RecordBatch, start: Start) -> pa.RecordBatch:

@@ -1,0 +1,32 @@
+"""PostgreSQL's log beside loads that are broken off; `make soak` goes on with other seeds."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from headwater.testing.postgres import PostgresServer
+from tests.crash.postgres_breaks import break_off
+from tests.crash.postgres_world import SETTINGS, settle_template
+
+SEEDS = 4
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with tempfile.TemporaryDirectory(prefix="headwater-breaks-") as directory:
+        with PostgresServer(Path(directory) / "data", settings=SETTINGS) as server:
+            settle_template(server)
+            yield server
+
+
+@pytest.mark.crash
+@pytest.mark.needs("postgres")
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_f28_the_log_tells_each_change_once_although_loads_are_broken_off(
+    server: PostgresServer, tmp_path: Path, seed: int
+) -> None:
+    break_off(server, tmp_path, seed)
