@@ -23,7 +23,7 @@ from headwater.errors import HeadwaterError
 from headwater.model import TableId
 from headwater.sources.log_postgres.changes import Shaper
 from headwater.sources.log_postgres.targets import Target
-from headwater.wire.pgoutput import Decoder, ReadyRows, Transaction
+from headwater.wire.pgoutput import Decoder, Transaction
 from tests import pgoutput_messages as m
 
 pytestmark = pytest.mark.needs("native")
@@ -161,7 +161,7 @@ class Both:
         found, at_once = [], []
         try:
             for segment in decoder.decode(self._guarded.holding(data), ends, transaction=part):
-                at_once += [isinstance(rows, ReadyRows) for rows in segment.tables]
+                at_once += [True] * len(segment.ready) + [False] * len(segment.tables)
                 keep = np.arange(len(segment.transactions)) % 3 < 2
                 for k in (np.ones(len(keep), np.bool_), keep):
                     found += [changes.data for _, changes in shaper.changes(segment, k)]
