@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import random
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -47,13 +47,22 @@ def origin(name: str) -> bytes:
 
 
 def relation(
-    oid: int, name: str, columns: Sequence[tuple[str, int]], *, schema: str = "public", identity: str = "d"
+    oid: int,
+    name: str,
+    columns: Sequence[tuple[str, int]],
+    *,
+    schema: str = "public",
+    identity: str = "d",
+    typmods: Mapping[str, int] | None = None,
 ) -> bytes:
-    """`columns`: name and type; the first is the key."""
+    """`columns`: name and type; the first is the key. `typmods`: by column, where it has one."""
     head = (
         b"R" + struct.pack(">I", oid) + text(schema) + text(name) + identity.encode() + struct.pack(">H", len(columns))
     )
-    described = [bytes([n == 0]) + text(c) + struct.pack(">Ii", kind, -1) for n, (c, kind) in enumerate(columns)]
+    described = [
+        bytes([n == 0]) + text(c) + struct.pack(">Ii", kind, (typmods or {}).get(c, -1))
+        for n, (c, kind) in enumerate(columns)
+    ]
     return head + b"".join(described)
 
 

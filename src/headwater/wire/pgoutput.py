@@ -7,9 +7,8 @@ one buffer and the ends of its frames. The loops over messages and values are in
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -144,12 +143,13 @@ class Segment:
     """What the messages up to a change of a table's columns, or up to their end, tell.
 
     `complete`: the last transaction is over. Otherwise the next segment, or the next call for the same `Transaction`,
-    begins with it again. Transactions without rows are there too.
+    begins with it again. Transactions without rows are there too. `ready`: tables whose rows are not among `tables`.
     """
 
     transactions: Transactions
-    tables: list[TableRows | ReadyRows]
+    tables: list[TableRows]
     complete: bool
+    ready: list[ReadyRows]
 
 
 class Decoder:
@@ -290,19 +290,30 @@ class Work:
 
     def _segment(self) -> Segment:
         _, count, _, transactions, _, is_open = self._scan.progress()
-        rows, known = self._rows[:count], self._tables.known
-        if self._scan.of_several_tables():
-            tables = [self._table(known[slot], rows[of]) for slot, of in _by_slot(rows[:, 0])]
-        else:
-            tables = [self._table(known[int(rows[0, 0])], rows)] if count else []
-        return Segment(self._described(transactions, is_open), tables, not is_open)
+        rows, tables, ready = self._rows[:count], list[TableRows](), list[ReadyRows]()
+        for slot, mine in self._by_slot(rows):
+            known = self._tables.known[slot]
+            if (made := self._ready(known, mine)) is not None:
+                ready.append(made)
+            else:
+                tables.append(self._table(known, mine))
+        return Segment(self._described(transactions, is_open), tables, not is_open, ready)
 
-    def _table(self, known: Known, rows: NDArray[np.int64]) -> TableRows | ReadyRows:
+    def _by_slot(self, rows: NDArray[np.int64]) -> Iterable[tuple[int, NDArray[np.int64]]]:
+        """Each slot with its rows."""
+        if self._scan.of_several_tables():
+            return _parted(rows)
+        return [(int(rows[0, 0]), rows)] if len(rows) else []
+
+    def _ready(self, known: Known, rows: NDArray[np.int64]) -> ReadyRows | None:
+        if known.recipe is None or self._scan.unchanged_values():
+            return None
+        data = known.recipe.batch(self._frames.data, self._places.data, rows, self._transactions)
+        transaction = rows[:, self._loops.messages.TRANSACTION].astype(np.int32)
+        return None if data is None else ReadyRows(known.relation, transaction, data)
+
+    def _table(self, known: Known, rows: NDArray[np.int64]) -> TableRows:
         messages = self._loops.messages
-        if known.recipe is not None and not self._scan.unchanged_values():
-            data = known.recipe.batch(self._frames.data, self._places.data, rows, self._transactions)
-            if data is not None:
-                return ReadyRows(known.relation, rows[:, messages.TRANSACTION].astype(np.int32), data)
         values = Values(self._loops.values, self._frames.data, self._places)
         after, before = (np.ascontiguousarray(rows[:, field]) for field in (messages.AFTER, messages.BEFORE))
         return TableRows(
@@ -370,11 +381,10 @@ def _doubled(array: NDArray[np.int64], used: int) -> NDArray[np.int64]:
     return larger
 
 
-def _by_slot(slots: NDArray[np.int64]) -> Iterator[tuple[int, Any]]:
-    """Each slot with the places of its rows."""
-    order = np.argsort(slots, kind="stable")
-    for group in np.split(order, np.flatnonzero(np.diff(slots[order])) + 1):
-        yield int(slots[group[0]]), group
+def _parted(rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    order = np.argsort(rows[:, 0], kind="stable")
+    for group in np.split(order, np.flatnonzero(np.diff(rows[order, 0])) + 1):
+        yield int(rows[group[0], 0]), rows[group]
 
 
 def _batch(known: Known, values: Values, bases: NDArray[np.int64]) -> pa.RecordBatch:

@@ -119,15 +119,16 @@ class Shaper:
     def changes(self, segment: Segment, keep: NDArray[np.bool_]) -> Iterator[tuple[Relation, Changes]]:
         """`keep`: which of the segment's transactions count."""
         everything = bool(keep.all())
-        for rows in segment.tables:
+        tables: list[TableRows | ReadyRows] = [*segment.ready, *segment.tables]
+        for rows in tables:
             target = self._targets.get(rows.relation.oid)
             if target is None or not len(rows) or rows.relation.oid in self._identities.untold:
                 continue
             chosen = None if everything else np.flatnonzero(keep[rows.transaction])
-            if chosen is None or len(chosen):
-                shaped = isinstance(rows, ReadyRows)
-                data = rows.data if shaped else self._batch(rows, target, segment.transactions)
-                yield rows.relation, Changes(target.id, data if chosen is None else data.take(pa.array(chosen)))
+            if chosen is not None and not len(chosen):
+                continue
+            data = rows.data if isinstance(rows, ReadyRows) else self._batch(rows, target, segment.transactions)
+            yield rows.relation, Changes(target.id, data if chosen is None else data.take(pa.array(chosen)))
 
     def _kinds(self, relation: Relation) -> list[tuple[int, Kind]]:
         """The ordinals of the captured columns that are there, and their kinds; in the target's sequence."""

@@ -61,6 +61,13 @@ class Progress:
         return Progress(self.token, DONE, number=self.number, count=self.count)
 
 
+@dataclass(slots=True)
+class _Written:
+    """What all places have written alike that differ in `commit` and `lsn` only: the JSON behind these."""
+
+    rest: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """`commit`: every commit at or below it is in the bus. `lsn`: the server may forget everything before it.
@@ -89,6 +96,7 @@ class Place:
     """By stream: the keys (hashes) whose row it does not have, each with the LSN below which it ends."""
     seen: Mapping[str, Sight] = field(default_factory=dict)
     """By table what the catalog said last; of one that is missing nothing is known."""
+    written: _Written = field(default_factory=lambda: _Written(), init=False, repr=False, compare=False)
 
     def with_load(self, stream: str, progress: Progress) -> Place:
         return dataclasses.replace(self, loads={**self.loads, stream: progress})
@@ -97,8 +105,25 @@ class Place:
         return dataclasses.replace(self, columns={**self.columns, str(table): columns})
 
     def moved(self, lsn: int) -> Place:
-        """Every commit below `lsn` is in the bus."""
-        return dataclasses.replace(self, commit=max(lsn - 1, self.commit), lsn=max(lsn, self.lsn))
+        """Every commit below `lsn` is in the bus. Done for each batch."""
+        moved = Place(
+            self.epoch,
+            max(lsn - 1, self.commit),
+            max(lsn, self.lsn),
+            self.system,
+            self.timeline,
+            self.slot,
+            self.start,
+            self.loads,
+            self.columns,
+            self.publications,
+            self.published,
+            self.doubt,
+            self.lost,
+            self.seen,
+        )
+        object.__setattr__(moved, "written", self.written)
+        return moved
 
     def position(self) -> Position:
         return Position(self.epoch, self.commit, _encoded(self))
@@ -142,11 +167,14 @@ _AGAIN = "run the version of Headwater that wrote it, or `headwater repair` to c
 
 
 def _encoded(place: Place) -> bytes:
-    data = _fields(place)
-    del data["epoch"], data["commit"]
-    data["loads"] = {stream: _fields(progress) for stream, progress in place.loads.items()}
-    data["seen"] = {table: _fields(sight) for table, sight in place.seen.items()}
-    return json.dumps({"version": VERSION, **data}, separators=(",", ":")).encode()
+    written = place.written
+    if not written.rest:
+        data = _fields(place)
+        del data["epoch"], data["commit"], data["lsn"], data["written"]
+        data["loads"] = {stream: _fields(progress) for stream, progress in place.loads.items()}
+        data["seen"] = {table: _fields(sight) for table, sight in place.seen.items()}
+        written.rest = json.dumps(data, separators=(",", ":"))[1:]
+    return f'{{"version":{VERSION},"lsn":{place.lsn},{written.rest}'.encode()
 
 
 def _fields(value: Place | Progress | Sight) -> dict[str, Any]:
