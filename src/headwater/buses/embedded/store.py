@@ -14,6 +14,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from headwater.buses.embedded import schema
 from headwater.errors import BusDamaged, BusError, BusFull, Busy
@@ -100,6 +101,16 @@ class Store:
         try:
             with translated(self.path), reading(connection):
                 yield connection
+        finally:
+            self.give_back(connection)
+
+    def look(self, query: str) -> list[tuple[Any, ...]]:
+        """All rows of one query, which needs no transaction around it."""
+        connection = self.borrow()
+        try:
+            return connection.execute(query).fetchall()
+        except sqlite3.Error as error:
+            raise _ours(error, self.path) from error
         finally:
             self.give_back(connection)
 
