@@ -29,7 +29,7 @@ WHOLE = st.fixed_dictionaries({name: values for name, (_, _, values) in KINDS.it
 PLAIN = st.builds(lambda letter, after: change(letter, None, after), st.sampled_from("cru"), WHOLE)
 ANY = st.one_of(
     PLAIN,
-    st.builds(lambda before, after: change("u", before, after), st.none() | STATE, STATE),
+    st.builds(lambda before, after: change("u", before, after), st.none() | WHOLE | STATE, WHOLE | STATE),
     st.builds(lambda letter, after: change(letter, None, after), st.sampled_from("cr"), STATE),
     st.builds(lambda before: change("d", before), WHOLE),
     st.just(change("t")),
@@ -93,6 +93,27 @@ def test_states_that_are_a_part_of_longer_ones_pass(start: int, count: int) -> N
     assert rejected is None
     assert events.data.column("id").to_pylist() == list(range(start, start + count))
     assert events.data.column("mode").null_count == part.field(1).null_count
+
+
+ROW = {"id": 1, "mode": "a", "active": True, "price": None, "tags": None}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        change("u", {**ROW, "id": 2}, ROW),
+        change("c", None, {**ROW, "mode": None}),
+        change("c", None, {**ROW, "id": None}),
+        change("d", ROW),
+        change("t"),
+    ],
+)
+def test_a_row_that_is_not_plain_is_left_to_the_mapping(row: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    of = contract({name: {"type": KINDS[name][1], "optional": name in ("price", "tags")} for name in KINDS})
+    batch = changes([change("c", None, ROW), row], columns=COLUMNS)
+    fast = _outcome({}, of, batch)
+    monkeypatch.setattr(native, "compiled", lambda name: None)
+    _compare(fast, _outcome({}, of, batch))
 
 
 def test_plain_changes_go_by_the_projection(monkeypatch: pytest.MonkeyPatch) -> None:
