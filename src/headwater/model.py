@@ -72,6 +72,13 @@ def changes_schema(columns: pa.Schema, *, unchanged: bool = False, invalid: bool
     return pa.schema(fields)
 
 
+def ops_of(data: pa.RecordBatch) -> bytes:
+    """The op of each row, a byte each, of changes or events: whether one occurs at all is `op in ops_of(data)`."""
+    column = data.column("_op")
+    values = column.buffers()[1]
+    return bytes(values.slice(column.offset, len(column))) if values is not None else b""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class TableId:
     """A table as its database names it. `schema` is "" where the database has none (SQLite)."""

@@ -37,6 +37,7 @@ from headwater.model import (
     Reload,
     StoredChanges,
     TableId,
+    ops_of,
 )
 from headwater.protocols import Bus
 
@@ -113,6 +114,9 @@ class Router:
     def __init__(self, bus: Bus, routes: Iterable[Route], spill: Path) -> None:
         self._bus = bus
         self._routes = {route.stream: route for route in routes}
+        self._of_table: dict[TableId, list[Route]] = {}
+        for route in self._routes.values():
+            self._of_table.setdefault(route.table, []).append(route)
         self._spill = spill
         self._staged: dict[str, _Staged] = {}
         self._broken_off: set[str] = set()
@@ -189,7 +193,7 @@ class Router:
     def _targets(self, changes: Changes) -> list[Route]:
         if changes.stream is not None:
             return [self._routes[changes.stream]] if changes.stream in self._routes else []
-        return [route for route in self._routes.values() if route.table == changes.table]
+        return self._of_table.get(changes.table, [])
 
     def _map(self, route: Route, changes: Changes, out: _Collected) -> bool:
         """Add what `changes` became to `out`. False: the stream stops here, and `changes` are parked."""
@@ -303,16 +307,16 @@ class Router:
                 out.keep(_slice(part, start, place))
                 found.append(self._deletes_at(route, _slice(part, place, place + 1), out))
                 start = place + 1
-            rest = _slice(part, start, len(part))
-            found.append([rest])
+            rest = _slice(part, start, len(part)) if start else part
+            found.append((rest,))
             if out.spill is None or route.mapping.expands_truncate:
                 out.keep(rest)
         return found
 
     def _truncates(self, route: Route, events: Events) -> list[int]:
-        if not route.mapping.expands_truncate:
+        if not route.mapping.expands_truncate or Op.TRUNCATE not in (ops := ops_of(events.data)):
             return []
-        return list(np.flatnonzero(events.data.column("_op").to_numpy() == int(Op.TRUNCATE)))
+        return np.flatnonzero(np.frombuffer(ops, np.int8) == int(Op.TRUNCATE)).tolist()
 
     def _deletes_at(self, route: Route, truncate: Events, out: _Collected) -> Iterator[Events]:
         """A delete of each live key, all at the truncate's own place: there is no room between it and what follows."""

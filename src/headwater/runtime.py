@@ -38,6 +38,10 @@ class Runtime:
         _share_heaps()
         self._assembly = assembly
         self._routes = {stream: assembly.route(stream) for stream in assembly.config.streams}
+        self._fed = {
+            capture: [(stream, self._routes[stream].table) for stream in streams]
+            for capture, streams in assembly.capture_streams().items()
+        }
         self._stopping = threading.Event()
         self._anew: set[str] = set()
 
@@ -98,10 +102,12 @@ class Runtime:
         return batch.events, batch.age
 
     def table_streams(self, capture: str, batch: Batch) -> Iterable[tuple[str, int]]:
-        for table, only, number in batch.counts():
-            for stream in self._assembly.capture_streams()[capture]:
-                if only in (None, stream) and table == self._routes[stream].table:
-                    yield stream, number
+        return [
+            (stream, number)
+            for table, only, number in batch.counts()
+            for stream, its_table in self._fed[capture]
+            if only in (None, stream) and table == its_table
+        ]
 
     def maintain(self) -> bool:
         return self.bus.maintain()

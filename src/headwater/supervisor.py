@@ -320,11 +320,12 @@ class _Capture(_Worker):
 
     def _trouble(self) -> str:
         source = self._source
-        return "" if source is None else _texts(dict(source.broken).values())
+        broken = None if source is None else source.broken
+        return _texts(dict(broken).values()) if broken else ""
 
     def _seen(self, batch: Batch) -> None:
-        if len(batch):
-            self._meter.count(self.name, len(batch), self._parts.table_streams(self.name, batch), error=self._trouble())
+        if rows := len(batch):
+            self._meter.count(self.name, rows, self._parts.table_streams(self.name, batch), error=self._trouble())
 
 
 class _Sink(_Worker):

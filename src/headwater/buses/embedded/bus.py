@@ -101,8 +101,7 @@ class EmbeddedBus:
             return streams.states(connection)
 
     def standing_still(self) -> frozenset[str]:
-        with self._store.snapshot() as connection:
-            return streams.standing_still(connection)
+        return streams.standing_still(self._store)
 
     def notes(self, stream: str) -> list[PlacedNote]:
         with self._store.snapshot() as connection:

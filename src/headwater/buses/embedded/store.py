@@ -120,6 +120,16 @@ class Store:
         finally:
             self.give_back(connection)
 
+    def look(self, query: str) -> list[tuple[Any, ...]]:
+        """All rows of one query, which needs no transaction around it."""
+        connection = self.borrow()
+        try:
+            return connection.execute(query).fetchall()
+        except sqlite3.Error as error:
+            raise _ours(error, self.path) from error
+        finally:
+            self.give_back(connection)
+
     def connect(self) -> Connection:
         """A connection of the caller's own, to be closed by the caller."""
         with translated(self.path):

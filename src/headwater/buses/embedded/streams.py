@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from headwater.buses.embedded import segments
-from headwater.buses.embedded.store import Connection
+from headwater.buses.embedded.store import Connection, Store
 from headwater.contracts.model import Contract
 from headwater.errors import BusError, CursorMismatch
 from headwater.model import Cursor, Note
@@ -110,9 +110,8 @@ FROM stream s ORDER BY s.name
 """
 
 
-def standing_still(connection: Connection) -> frozenset[str]:
-    found = connection.execute("SELECT name FROM stream WHERE paused IS NOT NULL OR resuming")
-    return frozenset(name for (name,) in found)
+def standing_still(store: Store) -> frozenset[str]:
+    return frozenset(name for (name,) in store.look("SELECT name FROM stream WHERE paused IS NOT NULL OR resuming"))
 
 
 def states(connection: Connection) -> dict[str, StreamState]:
