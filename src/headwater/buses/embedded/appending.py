@@ -84,6 +84,8 @@ class Appender:
         self._heads: dict[str, _Head] = {}
         self._shapes: dict[bytes, int] = {}
         """Digest -> number, of those that are stored for good."""
+        self._places: dict[bytes, segments.Places] = {}
+        """Digest -> places, of those that were looked at."""
         purge(store)
         with store.write() as connection:
             storing.prepare(connection, limits.max_bytes)
@@ -162,7 +164,7 @@ class Appender:
 
     def _take(self, step: _Step, mapped: Mapped) -> None:
         for stream, shape, batch in segments.pieces(mapped.events):
-            item = segments.encoded(shape, batch, self._codec, step.now)
+            item = segments.encoded(shape, batch, self._codec, step.now, self._places_in(shape))
             step.waiting.append((stream, item))
             step.waiting_bytes += len(item.data)
             step.nbytes += len(item.data)
@@ -172,6 +174,11 @@ class Appender:
         if step.in_file:
             self._write(step)
             self.writer.sync()
+
+    def _places_in(self, shape: segments.Shape) -> segments.Places:
+        if shape.digest not in self._places:
+            self._places[shape.digest] = segments.places_in(shape.schema)
+        return self._places[shape.digest]
 
     def _write(self, step: _Step) -> None:
         """The segments that wait, to the file."""
