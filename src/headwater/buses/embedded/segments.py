@@ -28,7 +28,7 @@ CODECS = ("lz4", "zstd", "none")
 PIECE_ROWS = 65_536
 PIECE_BYTES = 8 * 2**20
 SMALL_BYTES = 32 * 1024
-"""Below this, compression costs more than it saves: a price for each column, whatever its length. Merging compresses."""
+"""Below this, compression costs more than it saves: so much for each column, however short. Merging compresses."""
 OFFSET = pa.field("_offset", pa.uint64(), nullable=False)
 APPENDED = pa.field("_appended", pa.int64())
 Places = tuple[int, ...] | None
