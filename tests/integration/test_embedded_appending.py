@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headwater.buses.embedded import EmbeddedBus, folding, storing, streams
@@ -73,7 +73,7 @@ def _append(bus: EmbeddedBus, number: int, step: Any) -> str:
     return ""
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps)
 def test_one_statement_gives_what_several_give(steps: Any) -> None:
     found = []
@@ -121,6 +121,17 @@ def test_a_stream_that_somebody_dropped_and_made_again_begins_at_its_beginning(b
     assert commits_of(bus.read(STREAM, after=None, follow=False)) == [3, 4]
     assert bus.streams()[STREAM].head == 2
     assert bus.check() == []
+
+
+def test_one_statement_keeps_to_the_limit_of_a_stream(bench: Bench) -> None:
+    bus = opened(bench)
+    large = events([{"id": 1, "name": "x" * 8_000, "commit": 1}], OTHER)
+    for number in (1, 2):
+        bus.append(Mapped([numbered(number), large]), source=SOURCE, position=position(number))
+    before = stored(bus)
+    with pytest.raises(BusFull, match=f"stream `{OTHER}` has reached its limit of 20,000 bytes"):
+        bus.append(Mapped([numbered(3), large]), source=SOURCE, position=position(3))
+    assert stored(bus) == before
 
 
 @pytest.mark.parametrize("point", ["bus.append.before_commit", "bus.write.before_commit"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headwater import native
@@ -117,7 +117,7 @@ noted = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(noted, min_size=1, max_size=12), st.integers(0, 3), st.sampled_from([0, 2**61]))
 def test_compiled_notes_are_those_of_the_kernels(rows: list[dict[str, Any]], skipped: int, now: int) -> None:
     if native.compiled("headwater.buses.embedded.segments_native") is None:
