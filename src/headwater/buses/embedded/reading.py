@@ -265,17 +265,15 @@ def fetch(store: Store, shapes: Shapes, connection: Connection, span: Span) -> _
 
 def recent(held: Sequence[Held], place: int, end: int, limit: int | None) -> _Chunk:
     """The same of segments in the tail: the first holds the event at `place`."""
-    parts: list[pa.RecordBatch] = []
     first = last = held[0]
-    rows = nbytes = 0
-    most = min(limit or JOIN_ROWS, JOIN_ROWS)
-    for segment in held:
+    parts = [first.data]
+    nbytes, most = first.nbytes, first.base + min(limit or JOIN_ROWS, JOIN_ROWS)
+    for segment in held[1:]:
         alike = segment.shape is first.shape or segment.shape == first.shape
-        if parts and (not alike or rows + segment.count > most or nbytes > JOIN_BYTES or segment.base >= end):
+        if not alike or segment.next > most or nbytes > JOIN_BYTES or segment.base >= end:
             break
-        part = pa.ipc.read_record_batch(segment.data, first.shape.schema)
-        parts.append(part)
-        last, rows, nbytes = segment, rows + segment.count, nbytes + part.get_total_buffer_size()
+        parts.append(segment.data)
+        last, nbytes = segment, nbytes + segment.nbytes
     stop = min(last.next, end)
     data = segments.joined(parts).slice(place - first.base, stop - place)
     return _Chunk(first.shape, Decoded(data, segments.dense(place, stop - place), None), stop)
