@@ -19,7 +19,11 @@ from headwater.errors import MissingExtra
 
 VARIABLE = "HEADWATER_NATIVE"
 
-COMPILED = ("headwater.drivers.sqlite_native", "headwater.drivers.postgres_native")
+COMPILED = (
+    "headwater.buses.embedded.segments_native",
+    "headwater.drivers.postgres_native",
+    "headwater.drivers.sqlite_native",
+)
 EITHER = (
     "headwater.wire.array_text_cy",
     "headwater.wire.pgcopy_cy",

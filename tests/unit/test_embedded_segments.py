@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import random
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from headwater import native
 from headwater.buses.embedded import segments
 from headwater.errors import BusError
 from headwater.model import Events, Op, Order
@@ -36,7 +40,7 @@ def test_small_batches_are_not_compressed() -> None:
 def test_dictionary_columns_are_refused_by_name() -> None:
     batch = numbered(1).data.append_column("mode", pa.array(["a"]).dictionary_encode())
     with pytest.raises(BusError, match="`mode` is dictionary-encoded"):
-        segments.message(batch, "lz4")
+        segments.places_in(batch.schema)
 
 
 def test_adjacent_events_of_one_shape_become_one_piece() -> None:
@@ -99,6 +103,37 @@ def test_times_fall_back_to_when_it_was_appended() -> None:
     assert segments.time_range(events(rows).data, start + 5) == (start, start + 5)
     assert segments.time_range(events(rows[:1]).data, start + 5) == (start, start)
     assert segments.time_range(events(rows[1:]).data, start + 5) == (start + 5, start + 5)
+
+
+numbers = st.integers(0, 3) | st.integers(0, 2**32 - 1)
+noted = st.fixed_dictionaries(
+    {
+        "commit": numbers | st.integers(0, 2**64 - 1),
+        "epoch": numbers,
+        "index": numbers,
+        "op": st.sampled_from(Op),
+        "time": st.none() | st.datetimes(T0.replace(tzinfo=None, year=1900), timezones=st.just(datetime.UTC)),
+    }
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(noted, min_size=1, max_size=12), st.integers(0, 3), st.sampled_from([0, 2**61]))
+def test_compiled_notes_are_those_of_the_kernels(rows: list[dict[str, Any]], skipped: int, now: int) -> None:
+    if native.compiled("headwater.buses.embedded.segments_native") is None:
+        pytest.skip("not compiled")
+    batch = events(rows).data
+    batch = batch.slice(min(skipped, batch.num_rows - 1))
+    places = segments.places_in(batch.schema)
+    assert places == (0, 1, 2, 3, 4)
+    assert segments.facts(batch, now, places) == segments.facts(batch, now, None)
+
+
+def test_columns_of_other_types_are_left_to_the_kernels() -> None:
+    schema = numbered(1).data.schema
+    other = schema.set(0, pa.field("_op", pa.int16()))
+    assert segments.places_in(other) is None
+    assert segments.places_in(schema.remove(4)) is None
 
 
 def test_stored_again_with_holes_keeps_offsets_and_append_times() -> None:

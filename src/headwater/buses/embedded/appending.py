@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from headwater.buses.embedded import files, segments, storing, streams, waiting
+from headwater.buses.embedded.folding import Folder
 from headwater.buses.embedded.segments import Encoded
 from headwater.buses.embedded.store import Connection, Store
 from headwater.buses.embedded.tail import Tail
@@ -64,6 +65,7 @@ class _Step:
     tails: dict[str, _Tail] = field(default_factory=dict)
     waiting: list[tuple[str, Encoded]] = field(default_factory=list)
     waiting_bytes: int = 0
+    nbytes: int = 0
     ready: list[storing.Ready] = field(default_factory=list)
     shapes: dict[bytes, int] = field(default_factory=dict)
     in_file: bool = False
@@ -84,11 +86,18 @@ class Appender:
         self._heads: dict[str, _Head] = {}
         self._shapes: dict[bytes, int] = {}
         """Digest -> number, of those that are stored for good."""
+        self._places: dict[bytes, segments.Places] = {}
+        """Digest -> places, of those that were looked at."""
         purge(store)
         with store.write() as connection:
             storing.prepare(connection, limits.max_bytes)
+        self._folder = Folder(store)
         self.writer = files.writer(store)
         files.sweep(store, self.writer)
+
+    def close(self) -> None:
+        self._folder.close()
+        self.writer.close()
 
     def append(self, mapped: Mapped, source: str, position: Position) -> None:
         with self.lock, self._step() as step:
@@ -100,6 +109,7 @@ class Appender:
                     connection.execute(storing.MOVING, storing.placed(source, position))
                     failpoint("bus.append.before_commit")
                 self._learn(step)
+            self._folder.appended(0 if step.in_file else step.nbytes)
         failpoint("bus.append.after_commit")
 
     def settle(self, mapped: Mapped, parked: Sequence[int], rejected: Sequence[int]) -> None:
@@ -159,15 +169,21 @@ class Appender:
 
     def _take(self, step: _Step, mapped: Mapped) -> None:
         for stream, shape, batch in segments.pieces(mapped.events):
-            item = segments.encoded(shape, batch, self._codec, step.now)
+            item = segments.encoded(shape, batch, self._codec, step.now, self._places_in(shape))
             step.waiting.append((stream, item))
             step.waiting_bytes += len(item.data)
+            step.nbytes += len(item.data)
             failpoint("bus.append.encoded")
             if step.waiting_bytes >= FILE_BYTES:
                 self._write(step)
         if step.in_file:
             self._write(step)
             self.writer.sync()
+
+    def _places_in(self, shape: segments.Shape) -> segments.Places:
+        if shape.digest not in self._places:
+            self._places[shape.digest] = segments.places_in(shape.schema)
+        return self._places[shape.digest]
 
     def _write(self, step: _Step) -> None:
         """The segments that wait, to the file."""

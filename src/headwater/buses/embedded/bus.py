@@ -85,7 +85,7 @@ class EmbeddedBus:
     def close(self) -> None:
         self.stop()
         if self._appender is not None:
-            self._appender.writer.close()
+            self._appender.close()
         self._store.close()
         self._unlock()
 

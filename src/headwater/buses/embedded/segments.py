@@ -20,8 +20,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headwater import native
 from headwater.errors import BusError
-from headwater.model import TIMESTAMP, Events, Op, Order
+from headwater.model import ORDER_FIELDS, TIMESTAMP, Events, Op, Order
 
 CODECS = ("lz4", "zstd", "none")
 PIECE_ROWS = 65_536
@@ -30,6 +31,9 @@ SMALL_BYTES = 32 * 1024
 """Below this, compression costs more than it saves: a price for each column, whatever its length. Merging compresses."""
 OFFSET = pa.field("_offset", pa.uint64(), nullable=False)
 APPENDED = pa.field("_appended", pa.int64())
+Places = tuple[int, ...] | None
+"""Where the columns of `_NOTED` are in a batch; None where they are not of these types."""
+_NOTED = {field.name: field.type for field in ORDER_FIELDS[:5]}
 _ORDER = struct.Struct(">IQI")
 _PLACE = struct.Struct(">QQQ")
 
@@ -120,10 +124,26 @@ def joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
-def encoded(shape: Shape, batch: pa.RecordBatch, codec: str, now: int) -> Encoded:
+def encoded(shape: Shape, batch: pa.RecordBatch, codec: str, now: int, places: Places = None) -> Encoded:
     """A batch of events that are being appended."""
     data, used = message(batch, codec)
-    return Encoded(shape, batch.num_rows, time_range(batch, now), order_range(batch), deletes(batch), used, data)
+    return Encoded(shape, batch.num_rows, *facts(batch, now, places), used, data)
+
+
+def facts(batch: pa.RecordBatch, now: int, places: Places) -> tuple[tuple[int, int], tuple[bytes, bytes], int]:
+    """What is noted beside the records: the range of times and of orders, and how many deletes."""
+    module = native.compiled("headwater.buses.embedded.segments_native")
+    if module is None or places is None:
+        return time_range(batch, now), order_range(batch), deletes(batch)
+    times, low, high, deleted = module.facts(batch, places, now)
+    return times, (_ORDER.pack(*low), _ORDER.pack(*high)), deleted
+
+
+def places_in(schema: pa.Schema) -> Places:
+    """Raises `BusError` for a schema that no segment can have."""
+    _refuse_dictionaries(schema)
+    found = [schema.get_field_index(name) for name in _NOTED]
+    return tuple(found) if [schema.types[place] for place in found if place >= 0] == [*_NOTED.values()] else None
 
 
 def repacked(shape: Shape, found: Decoded, appended: int, codec: str) -> Encoded:
@@ -150,7 +170,6 @@ def deletes(batch: pa.RecordBatch) -> int:
 
 def message(batch: pa.RecordBatch, codec: str) -> tuple[pa.Buffer, str]:
     """The IPC message of a batch, without schema, and the codec that was used."""
-    _refuse_dictionaries(batch.schema)
     used = "none" if size(batch) < SMALL_BYTES else codec
     if used == "none":
         return batch.serialize(), used

@@ -38,6 +38,8 @@ _NO_SPACE = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE", "SQLIT
 _REFUSED = "SQLITE_CONSTRAINT_TRIGGER"
 """RAISE in a trigger."""
 
+_FOLD = "PRAGMA wal_checkpoint(PASSIVE)"
+
 _SETTINGS = (
     f"PRAGMA busy_timeout={BUSY_MS}",
     "PRAGMA synchronous=FULL",
@@ -109,6 +111,26 @@ class Store:
             finally:
                 self._writer.execute(f"PRAGMA busy_timeout={BUSY_MS}")
         return not busy
+
+    def checkpoint_at(self, nbytes: int) -> None:
+        """How large the log may get until a commit of ours folds it back."""
+        with self._writing, translated(self.path):
+            self._writer.execute(f"PRAGMA wal_autocheckpoint={nbytes // PAGE}")
+
+    def fold_back(self) -> None:
+        """Fold the log back while others write and read, and then, while nobody writes, what they added meanwhile.
+
+        What cannot be written stays in the log, where it is as safe, until the next time; reads name what is damaged.
+        """
+        connection = self.borrow()
+        try:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute(_FOLD)
+                connection.execute(_FOLD)
+                with self._writing:
+                    connection.execute(_FOLD)
+        finally:
+            self.give_back(connection)
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Connection]:
