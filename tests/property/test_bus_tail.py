@@ -20,7 +20,7 @@ from headwater.model import Cursor, Events, Mapped, Op
 from headwater.testing.buses import SOURCE, STREAM, Bench, declaration, events, position
 
 COMPACTED, DROPPING = "shop.customer", "shop.basket"
-STREAMS = {
+STREAMS: dict[str, dict[str, Any]] = {
     STREAM: {},
     COMPACTED: {"retention": {"compacted": True, "tombstones": 0}},
     DROPPING: {"retention": {"until_consumed": True}},
@@ -126,7 +126,7 @@ class Beside(RuleBasedStateMachine):
         assert_same(found, expected)
         places = [after, *(part.cursor for part in found)]
         assert [part.after for part in found] == places[:-1]
-        assert places[-1].offset == state.head
+        assert places[-1] == after.at(state.head)
         assert limit is None or all(len(part) <= limit for part in found)
 
     @rule(stream=streams, limit=limits)

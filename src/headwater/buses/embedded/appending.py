@@ -15,8 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-
 from headwater.buses.embedded import files, segments, storing, streams, waiting
 from headwater.buses.embedded.folding import Folder
 from headwater.buses.embedded.segments import Encoded

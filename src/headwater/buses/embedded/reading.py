@@ -154,7 +154,7 @@ class Reader:
         )  # fmt: skip
 
     def _next(self, connection: Connection) -> _Chunk | None:
-        """From the tail, if it holds what comes next. The store tells what other processes do: it is asked now and then."""
+        """From the tail, if it holds what comes next. What other processes did, the store tells: it is asked at times."""
         now = time.monotonic()
         if self._tail is not None and now < self._look:
             found = self._tail.behind(self._id, self._place)
@@ -270,7 +270,8 @@ def recent(held: Sequence[Held], place: int, end: int, limit: int | None) -> _Ch
     nbytes, most = first.nbytes, first.base + min(limit or JOIN_ROWS, JOIN_ROWS)
     for segment in held[1:]:
         alike = segment.shape is first.shape or segment.shape == first.shape
-        if not alike or segment.next > most or nbytes > JOIN_BYTES or segment.base >= end:
+        large = max(last.next - last.base, segment.next - segment.base) >= LARGE
+        if not alike or large or segment.next > most or nbytes > JOIN_BYTES or segment.base >= end:
             break
         parts.append(segment.data)
         last, nbytes = segment, nbytes + segment.nbytes
