@@ -154,7 +154,7 @@ class Reader:
         )  # fmt: skip
 
     def _next(self, connection: Connection) -> _Chunk | None:
-        """From the tail, if it holds what comes next. What other processes did, the store tells: it is asked at times."""
+        """From the tail, if it holds what comes next. At times from the store, which tells what other processes did."""
         now = time.monotonic()
         if self._tail is not None and now < self._look:
             found = self._tail.behind(self._id, self._place)
