@@ -13,6 +13,7 @@ from headwater import faults
 from headwater.buses.embedded import EmbeddedBus, reading
 from headwater.errors import BusError
 from headwater.model import Cursor, Events, Mapped
+from headwater.protocols import Bus
 from headwater.testing.buses import (
     SOURCE,
     STREAM,
@@ -35,7 +36,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         yield bench
 
 
-def append(bus: EmbeddedBus, *parts: Events) -> None:
+def append(bus: Bus, *parts: Events) -> None:
     bus.append(Mapped(parts), source=SOURCE, position=position(1))
 
 
