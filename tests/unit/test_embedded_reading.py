@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from headwater import faults
 from headwater.buses.embedded import EmbeddedBus, reading
 from headwater.errors import BusError
-from headwater.model import Events, Mapped
+from headwater.model import Cursor, Events, Mapped
+from headwater.protocols import Bus
 from headwater.testing.buses import (
     SOURCE,
     STREAM,
@@ -24,6 +26,7 @@ from headwater.testing.buses import (
     in_thread,
     numbered,
     position,
+    rows_of,
 )
 
 
@@ -33,7 +36,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         yield bench
 
 
-def append(bus: EmbeddedBus, *parts: Events) -> None:
+def append(bus: Bus, *parts: Events) -> None:
     bus.append(Mapped(parts), source=SOURCE, position=position(1))
 
 
@@ -139,3 +142,52 @@ def test_an_abandoned_reader_gives_back_its_connection(bench: Bench) -> None:
     bus.close()
     with pytest.raises(BusError, match="has been closed"):
         bus.streams()
+
+
+def unread(*arguments: object) -> None:
+    raise AssertionError("the store was asked")
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_what_was_appended_last_is_read_from_memory(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, limit: int | None
+) -> None:
+    """From any place in it, in any parts, and the same as the store gives."""
+    bus = declared(bench)
+    store = bench.open(append=False)
+    for start in (0, 3, 6):
+        append(bus, numbered(*range(start, start + 3)))
+    incarnation = bus.streams()[STREAM].incarnation
+    monkeypatch.setattr(reading.Reader, "_fetch", unread)
+    found = [list(bus.read(STREAM, after=Cursor(incarnation, (n,)), follow=False, limit=limit)) for n in range(9)]
+    monkeypatch.undo()
+    for place, parts in enumerate(found):
+        expected = list(store.read(STREAM, after=Cursor(incarnation, (place,)), follow=False, limit=limit))
+        assert rows_of(parts) == rows_of(expected)
+        assert parts[-1].cursor == expected[-1].cursor
+
+
+def test_an_append_that_failed_behind_its_commit_is_not_left_out(bench: Bench) -> None:
+    bus = declared(bench)
+    append(bus, numbered(1))
+    faults.set_failpoints("bus.write.after_commit=error:1:1;bus.append.after_commit=error:1:1")
+    try:
+        with pytest.raises(OSError, match="failpoint"):
+            append(bus, numbered(2))
+    finally:
+        faults.set_failpoints("")
+    append(bus, numbered(3))
+    assert commits_of(bus.read(STREAM, after=None, follow=False)) == [1, 2, 3]
+
+
+def test_what_compaction_took_out_is_not_read_from_memory(bench: Bench) -> None:
+    bus = bench.open()
+    assert isinstance(bus, EmbeddedBus)
+    bus.declare([declaration(retention={"compacted": True, "tombstones": 0})])
+    for commit, key in enumerate([2, 1, 1, 1]):
+        append(bus, events([{"id": key, "name": f"n{commit}", "commit": commit}]))
+    while bus.maintain():
+        pass
+    kept = commits_of(bench.open(append=False).read(STREAM, after=None, follow=False))
+    assert kept == [0, 2, 3]
+    assert commits_of(bus.read(STREAM, after=None, follow=False)) == kept

@@ -154,7 +154,7 @@ class Reader:
         )  # fmt: skip
 
     def _next(self, connection: Connection) -> _Chunk | None:
-        """From the tail, if it holds what comes next. The store tells what other processes do: it is asked now and then."""
+        """From the tail, if it holds what comes next. At times from the store, which tells what other processes did."""
         now = time.monotonic()
         if self._tail is not None and now < self._look:
             found = self._tail.behind(self._id, self._place)
@@ -265,17 +265,16 @@ def fetch(store: Store, shapes: Shapes, connection: Connection, span: Span) -> _
 
 def recent(held: Sequence[Held], place: int, end: int, limit: int | None) -> _Chunk:
     """The same of segments in the tail: the first holds the event at `place`."""
-    parts: list[pa.RecordBatch] = []
     first = last = held[0]
-    rows = nbytes = 0
-    most = min(limit or JOIN_ROWS, JOIN_ROWS)
-    for segment in held:
+    parts = [first.data]
+    nbytes, most = first.nbytes, first.base + min(limit or JOIN_ROWS, JOIN_ROWS)
+    for segment in held[1:]:
         alike = segment.shape is first.shape or segment.shape == first.shape
-        if parts and (not alike or rows + segment.count > most or nbytes > JOIN_BYTES or segment.base >= end):
+        large = max(last.next - last.base, segment.next - segment.base) >= LARGE
+        if not alike or large or segment.next > most or nbytes > JOIN_BYTES or segment.base >= end:
             break
-        part = pa.ipc.read_record_batch(segment.data, first.shape.schema)
-        parts.append(part)
-        last, rows, nbytes = segment, rows + segment.count, nbytes + part.get_total_buffer_size()
+        parts.append(segment.data)
+        last, nbytes = segment, nbytes + segment.nbytes
     stop = min(last.next, end)
     data = segments.joined(parts).slice(place - first.base, stop - place)
     return _Chunk(first.shape, Decoded(data, segments.dense(place, stop - place), None), stop)
