@@ -176,7 +176,7 @@ def in_order(
     connect: Callable[[], psycopg.Connection],
     workers: int = WORKERS,
 ) -> Iterator[tuple[T, R | HeadwaterError]]:
-    """Each task and what came of it, in the order of the tasks; beside it at most `workers` + 1 wait or are under way."""
+    """Each task and what came of it, in the order of the tasks; beside it, `workers` + 1 wait or are under way."""
     idle: queue.SimpleQueue[psycopg.Connection] = queue.SimpleQueue()
 
     def one(task: T) -> R | HeadwaterError:
