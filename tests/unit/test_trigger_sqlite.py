@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from headwater.errors import SourceError
 from headwater.model import Changes, Position, TableId
+from headwater.sources.settling import LOADING
 from headwater.sources.trigger_sqlite.names import EVENTS, Names
 from headwater.sources.trigger_sqlite.pace import BYTES, FIRST, MOST, Pace
-from headwater.sources.trigger_sqlite.position import LOADING, Place, StreamLoad, place_of
+from headwater.sources.trigger_sqlite.position import Place, StreamLoad, place_of
 from headwater.sources.trigger_sqlite.shape import cut_index
 from headwater.sources.trigger_sqlite.sql import Layout, make_tables, widen
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from headwater.drivers.postgres import execute
-from headwater.errors import SourceError
-from headwater.model import Note, Reload, utc_now
+from headwater.model import Note, Reload
 from headwater.protocols import Capture
+from headwater.sources import settling
+from headwater.sources.settling import LOADING
 from headwater.sources.trigger_postgres.connecting import RowReader
 from headwater.sources.trigger_postgres.install import Arrangement
 from headwater.sources.trigger_postgres.load import files_of
 from headwater.sources.trigger_postgres.names import Names
-from headwater.sources.trigger_postgres.position import DONE, LOADING, READING, Place, StreamLoad, identity_of
+from headwater.sources.trigger_postgres.position import Place, StreamLoad, identity_of
 from headwater.sources.trigger_postgres.snapshots import snapshot_of
 
 if TYPE_CHECKING:
@@ -45,74 +45,35 @@ def resume(
     return place, [Note(stream, "gap", text) for stream in known.loads]
 
 
-class Settler:
-    """Decides, stream by stream, which rows are to be read.
-
-    `gap`: the position was worth nothing. `restart`: a new `read`, whose readings begin with their first row again.
-    """
+class Settler(settling.Settler[StreamLoad]):
+    UNSEEN = "no trigger has seen what changed its rows"
 
     def __init__(
-        self, arrangement: Arrangement, place: Place, *, gap: bool, restart: bool, checked: datetime.datetime
+        self,
+        arrangement: Arrangement,
+        place: Place,
+        reader: RowReader,
+        *,
+        gap: bool,
+        restart: bool,
+        checked: datetime.datetime,
     ) -> None:
+        super().__init__(place.loads, place.commit, gap=gap, restart=restart, checked=checked)
         self._arrangement = arrangement
-        self._place = place
-        self._gap = gap
-        self._restart = restart
-        self._checked = checked
-        self.loads: dict[str, StreamLoad] = {}
-        self.notes: list[Note] = []
+        self._snapshot = place.snapshot
+        self._reader = reader
 
-    def settle(self, capture: Capture, broken: Mapping[str, SourceError], reader: RowReader) -> None:
-        known = self._place.loads.get(capture.stream)
-        if capture.stream in broken:
-            if known is not None:
-                self.loads[capture.stream] = dataclasses.replace(known, again=True)
-            return
-        if known is None or known.token != capture.load.token:
-            self.loads[capture.stream] = self._first(capture, reader)
-        elif known.state == READING and not self._restart:
-            self.loads[capture.stream] = known  # under way: it is finished first, its first part is staged already
-        elif self._gap or self._missed(capture, known):
-            self.loads[capture.stream] = self._compared(capture, known)
-        else:
-            self.loads[capture.stream] = known
+    def _table(self, capture: Capture) -> str:
+        return str(capture.table)
 
     def _repaired(self, capture: Capture) -> int:
         shape = self._arrangement.shapes.get(capture.table)
         return self._arrangement.repairs.get(shape.oid, 0) if shape is not None else 0
 
-    def _missed(self, capture: Capture, load: StreamLoad) -> bool:
-        """Whether changes of the stream's table since its load began may be missing."""
-        return load.again or load.table != str(capture.table) or self._repaired(capture) > load.start
-
-    def _start(self, capture: Capture) -> int:
-        return max(self._place.commit, self._repaired(capture))
-
-    def _first(self, capture: Capture, reader: RowReader) -> StreamLoad:
-        wanted, table, start = capture.load, str(capture.table), self._start(capture)
-        if wanted.skip:
-            return StreamLoad(wanted.token, table, DONE, start)
-        if wanted.reload is None:
-            files = files_of(reader, self._arrangement.shapes[capture.table])
+    def _begin(self, capture: Capture, state: str, reload: Reload | None = None) -> StreamLoad:
+        begun = StreamLoad(capture.load.token, str(capture.table), state, self._start(capture))
+        if state == LOADING:
+            files = files_of(self._reader, self._arrangement.shapes[capture.table])
             # Where the table's triggers are older than the place's snapshot, its changes are there to be left out.
-            since = str(self._place.snapshot)
-            return StreamLoad(wanted.token, table, LOADING, start, since=since, files=files)
-        return StreamLoad(wanted.token, table, READING, start, reload=wanted.reload.value)
-
-    def _compared(self, capture: Capture, known: StreamLoad) -> StreamLoad:
-        """The stream missed changes: its rows are read again, for the difference. Without a key there is none."""
-        table, start = str(capture.table), self._start(capture)
-        if not self._gap:
-            what = "the rows are compared" if capture.key else "and rows without a key cannot be compared"
-            why = "the stream could not be captured" if known.again else "no trigger has seen what changed its rows"
-            since = f"since change {self._place.commit}" if self._restart else f"since {_spelt(self._checked)}"
-            when = f"{since}, until {_spelt(utc_now())},"
-            text = f"table {table}: {why}; what happened {when} was not seen one by one, {what}"
-            self.notes.append(Note(capture.stream, "gap", text))
-        if not capture.key:
-            return dataclasses.replace(known, start=start, table=table, again=False)
-        return StreamLoad(known.token, table, READING, start, reload=Reload.DIFFERENCE.value)
-
-
-def _spelt(moment: datetime.datetime) -> str:
-    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+            return dataclasses.replace(begun, since=str(self._snapshot), files=files)
+        return dataclasses.replace(begun, reload="" if reload is None else reload.value)

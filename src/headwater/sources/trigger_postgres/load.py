@@ -19,10 +19,11 @@ import pyarrow as pa
 from headwater.errors import SourceError
 from headwater.model import Changes, Order, Reading, Reload
 from headwater.protocols import Capture
+from headwater.sources.settling import DONE
 from headwater.sources.trigger_postgres.changes import ALIAS, Target, reads_of
 from headwater.sources.trigger_postgres.connecting import RowReader
 from headwater.sources.trigger_postgres.names import Names
-from headwater.sources.trigger_postgres.position import DONE, StreamLoad
+from headwater.sources.trigger_postgres.position import StreamLoad
 from headwater.sources.trigger_postgres.shape import Leaf, Shape
 
 INDICES = 2**31

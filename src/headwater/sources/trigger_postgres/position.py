@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 
-LOADING, READING, DONE = "loading", "reading", "done"
-
 
 @dataclass(frozen=True, slots=True)
 class StreamLoad:

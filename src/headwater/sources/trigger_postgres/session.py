@@ -12,6 +12,7 @@ from headwater.errors import Busy, HeadwaterError
 from headwater.faults import failpoint
 from headwater.model import Batch, Changes, Note, Order, Position, Reload, utc_now
 from headwater.protocols import Capture
+from headwater.sources.settling import DONE, LOADING, READING
 from headwater.sources.trigger_postgres import begin
 from headwater.sources.trigger_postgres.connecting import REPEATABLE, Connector, RowReader, transaction
 from headwater.sources.trigger_postgres.install import PATIENCE, put
@@ -20,7 +21,7 @@ from headwater.sources.trigger_postgres.look import Seen, look, rest_of
 from headwater.sources.trigger_postgres.names import Names
 from headwater.sources.trigger_postgres.pace import Pace
 from headwater.sources.trigger_postgres.pages import page_of
-from headwater.sources.trigger_postgres.position import DONE, LOADING, READING, Place, StreamLoad, place_of
+from headwater.sources.trigger_postgres.position import Place, StreamLoad, place_of
 from headwater.sources.trigger_postgres.prune import Pruner
 from headwater.sources.trigger_postgres.tables import Tables
 from headwater.sources.trigger_postgres.wake import Wake
@@ -187,9 +188,10 @@ class Session:
 
     def _settle(self, *, gap: bool, restart: bool = False) -> None:
         """Begin the loads and readings that this start, or what happened to the triggers, asks for."""
-        settler = begin.Settler(self.tables.arrangement, self.place, gap=gap, restart=restart, checked=self._checked)
+        arrangement, checked = self.tables.arrangement, self._checked
+        settler = begin.Settler(arrangement, self.place, self._rows, gap=gap, restart=restart, checked=checked)
         for capture in self._captures.values():
-            settler.settle(capture, self.tables.broken, self._rows)
+            settler.settle(capture, self.tables.broken)
         self.place = dataclasses.replace(self.place, loads=settler.loads)
         self._notes += settler.notes
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Mapping
 
 from headwater.drivers.sqlite import Connection, quoted
-from headwater.errors import SourceError
 from headwater.faults import failpoint
-from headwater.model import Note, Reload, utc_now
+from headwater.model import Note, Reload
 from headwater.protocols import Capture
+from headwater.sources import settling
+from headwater.sources.settling import LOADING, READING
 from headwater.sources.trigger_sqlite.install import Arrangement, add_marker
 from headwater.sources.trigger_sqlite.names import Names
-from headwater.sources.trigger_sqlite.position import DONE, LOADING, READING, Place, StreamLoad, anchor_of
+from headwater.sources.trigger_sqlite.position import Place, StreamLoad, anchor_of
 
 
 def resume(
@@ -67,82 +67,40 @@ def marker(connection: Connection, names: Names, arrangement: Arrangement) -> in
     return made
 
 
-class Settler:
-    """Decides, stream by stream, which rows are to be read.
-
-    `gap`: the position was worth nothing. `restart`: a new `read`, whose readings begin with their first row again.
-    """
+class Settler(settling.Settler[StreamLoad]):
+    UNSEEN = "the table's triggers were gone or altered"
 
     def __init__(
         self, arrangement: Arrangement, place: Place, *, gap: bool, restart: bool, checked: datetime.datetime
     ) -> None:
+        super().__init__(place.loads, place.id, gap=gap, restart=restart, checked=checked)
         self._arrangement = arrangement
-        self._place = place
-        self._gap = gap
-        self._restart = restart
-        self._checked = checked
         self._begun: list[str] = []
-        self.loads: dict[str, StreamLoad] = {}
-        self.notes: list[Note] = []
 
     @property
     def needs_marker(self) -> bool:
         """Whether a reading begins, which is to be labelled with a change id of its own."""
         return bool(self._begun)
 
-    def settle(self, capture: Capture, broken: Mapping[str, SourceError]) -> None:
-        known = self._place.loads.get(capture.stream)
-        if capture.stream in broken:
-            if known is not None:
-                self.loads[capture.stream] = dataclasses.replace(known, again=True)
-            return
-        if known is None or known.token != capture.load.token:
-            load = self._first(capture)
-        elif known.state == READING and not self._restart:
-            load = known  # a reading under way is finished first: its first part is staged already
-        elif self._gap or missed(self._arrangement, capture, known):
-            load = self._compared(capture, known)
-        else:
-            load = known
-        if load.state == READING and (self._restart or load is not known):
-            self._begun.append(capture.stream)
-        self.loads[capture.stream] = load
-
     def label(self, change: int) -> None:
         """Readings that begin are labelled with this change id."""
         for stream in self._begun:
             self.loads[stream] = dataclasses.replace(self.loads[stream], start=change, after=None, count=0)
 
-    def _first(self, capture: Capture) -> StreamLoad:
-        wanted, table = capture.load, capture.table.name
-        start = max(self._place.id, self._arrangement.repairs.get(table, 0))
-        if wanted.skip:
-            return StreamLoad(wanted.token, table, DONE, start)
-        if wanted.reload is None:
-            version = self._arrangement.schema_version
-            return StreamLoad(wanted.token, table, LOADING, start, since=self._place.id, schema=version)
-        return StreamLoad(wanted.token, table, READING, reload=wanted.reload.value)
+    def _settled(self, capture: Capture, known: StreamLoad | None) -> StreamLoad:
+        load = super()._settled(capture, known)
+        if load.state == READING and (self._restart or load is not known):
+            self._begun.append(capture.stream)
+        return load
 
-    def _compared(self, capture: Capture, known: StreamLoad) -> StreamLoad:
-        """The stream missed changes: its rows are read again, for the difference. Without a key there is none."""
-        table = capture.table.name
-        if not self._gap:
-            what = "the rows are compared" if capture.key else "and rows without a key cannot be compared"
-            why = "the stream could not be captured" if known.again else "the table's triggers were gone or altered"
-            since = f"since change {self._place.id}" if self._restart else f"since {_spelt(self._checked)}"
-            when = f"{since}, until {_spelt(utc_now())},"
-            text = f"table {table}: {why}; what happened {when} was not seen one by one, {what}"
-            self.notes.append(Note(capture.stream, "gap", text))
-        if not capture.key:
-            start = max(self._place.id, self._arrangement.repairs.get(table, 0))
-            return dataclasses.replace(known, start=start, table=table, again=False)
-        return StreamLoad(known.token, table, READING, reload=Reload.DIFFERENCE.value)
+    def _table(self, capture: Capture) -> str:
+        return capture.table.name
 
+    def _repaired(self, capture: Capture) -> int:
+        return self._arrangement.repairs.get(capture.table.name, 0)
 
-def missed(arrangement: Arrangement, capture: Capture, load: StreamLoad) -> bool:
-    """Whether changes of the stream's table since its load began may be missing."""
-    return load.again or load.table != capture.table.name or arrangement.repairs.get(capture.table.name, 0) > load.start
-
-
-def _spelt(moment: datetime.datetime) -> str:
-    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+    def _begin(self, capture: Capture, state: str, reload: Reload | None = None) -> StreamLoad:
+        begun = StreamLoad(capture.load.token, capture.table.name, state, self._start(capture))
+        if state == LOADING:
+            return dataclasses.replace(begun, since=self._number, schema=self._arrangement.schema_version)
+        return dataclasses.replace(begun, reload="" if reload is None else reload.value)

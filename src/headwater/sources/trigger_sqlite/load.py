@@ -18,9 +18,10 @@ from headwater.dialects.sqlite_rows import Times
 from headwater.drivers.sqlite import Connection, quoted
 from headwater.model import Changes, Order, Reading, Reload
 from headwater.protocols import Capture
+from headwater.sources.settling import DONE, LOADING, READING
 from headwater.sources.trigger_sqlite.changes import Target, reads_of, rows_of
 from headwater.sources.trigger_sqlite.names import Names
-from headwater.sources.trigger_sqlite.position import DONE, LOADING, READING, StreamLoad
+from headwater.sources.trigger_sqlite.position import StreamLoad
 from headwater.sources.trigger_sqlite.shape import Shape
 from headwater.sources.trigger_sqlite.sql import Layout, changed_keys
 

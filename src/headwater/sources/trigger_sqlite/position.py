@@ -19,8 +19,6 @@ from headwater.sources.trigger_sqlite.names import Names
 
 FORMAT = 1
 
-LOADING, READING, DONE = "loading", "reading", "done"
-
 
 @dataclass(frozen=True, slots=True)
 class StreamLoad:

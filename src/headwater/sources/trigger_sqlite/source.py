@@ -18,13 +18,14 @@ from headwater.errors import Busy, SourceError
 from headwater.faults import failpoint
 from headwater.model import Batch, Changes, Note, Position, SourceState, TableId, utc_now
 from headwater.protocols import Capture
+from headwater.sources.settling import DONE
 from headwater.sources.trigger_sqlite import begin, changes
 from headwater.sources.trigger_sqlite.changes import Statement, Target
 from headwater.sources.trigger_sqlite.install import arrange
 from headwater.sources.trigger_sqlite.load import Loader
 from headwater.sources.trigger_sqlite.names import Names
 from headwater.sources.trigger_sqlite.pace import Pace
-from headwater.sources.trigger_sqlite.position import DONE, Place, StreamLoad, anchor_of, place_of
+from headwater.sources.trigger_sqlite.position import Place, StreamLoad, anchor_of, place_of
 from headwater.sources.trigger_sqlite.prune import PATIENCE, QUIET_AT_END, Pruner, prepare
 from headwater.sources.trigger_sqlite.state import Opener, state_of
 from headwater.sources.trigger_sqlite.wake import Wake
