@@ -44,6 +44,7 @@ def decoded(pieces: Sequence[bytes]) -> list[Row]:
 def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "uncompiled":
         monkeypatch.setattr(native, "either", native.uncompiled)
+        monkeypatch.setattr(native, "compiled", lambda name: None)
 
 
 ROWS = st.lists(st.tuples(st.none() | st.integers(-(2**63), 2**63 - 1), st.none() | st.text(max_size=20)), max_size=8)
@@ -68,6 +69,8 @@ def test_compiled_and_uncompiled_agree_on_damaged_bytes(rows: list[Row], data: s
 def _outcome(chosen: object, data: bytes) -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "either", chosen)
+        if chosen is native.uncompiled:
+            patch.setattr(native, "compiled", lambda name: None)
         try:
             return decoded([data])
         except Malformed as error:

@@ -9,6 +9,7 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
+from posix.time cimport nanosleep, timespec
 
 ctypedef int (*get_copy_data_t)(void*, char**, int) noexcept nogil
 ctypedef int (*consume_input_t)(void*) noexcept nogil
@@ -19,6 +20,8 @@ cdef consume_input_t consume_input = NULL
 cdef freemem_t freemem = NULL
 
 cdef int64_t SMALL = 4096  # bytes: less than this from one read of the socket, and it is as good as empty
+cdef int64_t DENSE = 12288  # bytes: what libpq reads at once is less than this only where the socket is empty then
+cdef long NAP = 300000  # nanoseconds
 cdef int64_t FIRST_BYTES = 65536
 cdef int64_t FIRST_FRAMES = 1024
 
@@ -137,9 +140,15 @@ cdef int gathered(void* connection, int64_t budget, Memory data) noexcept nogil:
     """Payloads as they come, waited for, until `budget` bytes are there."""
     cdef char* payload
     cdef int size
+    cdef int64_t before = -DENSE
     while data.size < budget:
         payload = NULL
-        size = get_copy_data(connection, &payload, 0)
+        size = get_copy_data(connection, &payload, 1)
+        if size == 0:
+            if data.size - before < DENSE:
+                nap()
+            before = data.size
+            size = get_copy_data(connection, &payload, 0)
         if size <= 0:
             return ENDED
         if not data.add(payload, size):
@@ -147,6 +156,13 @@ cdef int gathered(void* connection, int64_t budget, Memory data) noexcept nogil:
             return NO_MEMORY
         freemem(payload)
     return WAITING
+
+
+cdef void nap() noexcept nogil:
+    """A server sends what it copies by eight kilobytes: to wake up for each costs more than to read it."""
+    cdef timespec pause
+    pause.tv_sec, pause.tv_nsec = 0, NAP
+    nanosleep(&pause, NULL)
 
 
 def gather(size_t connection, int64_t budget):

@@ -35,6 +35,7 @@ cdef int64_t _FIRST_ROWS = 1024
 cdef struct Column:
     int kind
     int version  # BYTES: what each value begins with; 0: nothing
+    int scale
     int groups  # DECIMAL: digits to the base of 10000 behind the point
     int64_t divisor, limit  # DECIMAL: of the number with so many digits; what the result is below
     int64_t width
@@ -102,7 +103,9 @@ cdef bint decimal(const unsigned char* data, int64_t size, Column* column, unsig
     if size < 8:
         return False
     count, weight, sign = half(data), <int16_t>half(data + 2), half(data + 4)
-    if size != 8 + 2 * count or (sign != 0 and sign != 0x4000) or count > weight + 1 + column.groups:
+    if size != 8 + 2 * count or (sign != 0 and sign != 0x4000) or half(data + 6) != column.scale:
+        return False
+    if count > weight + 1 + column.groups:
         return False
     position = weight
     while position >= -column.groups:
@@ -251,6 +254,7 @@ cdef void set_up(Column* column, int kind, int64_t width, int argument, int64_t 
     if kind == _BYTES:
         column.version = argument
     elif kind == _DECIMAL:
+        column.scale = argument
         column.groups = (argument + 3) // 4
         column.divisor = power_of_ten(4 * column.groups - argument)
         column.limit = power_of_ten(digits)

@@ -21,9 +21,14 @@ from headwater.wire.pgoutput_columns import (
     fixed_array,
     variable_array,
 )
+from headwater.wire.pgoutput_messages import Malformed
 
 _DIGITS = 18
 """Numbers of more digits are decoded as texts."""
+_DECIMAL_WIDTH = 16
+
+Kind = tuple[int, int, int, int]
+"""As `pgcopy_native.rows` takes it."""
 
 Part = tuple[Any, Any, Any]
 """Buffers of a column: a byte for each row that is not NULL, values, offsets; None where there are none."""
@@ -55,14 +60,18 @@ def decoder_of(columns: Sequence[tuple[str, str]]) -> Callable[[memoryview, int]
         if found is None:
             return None
         reason, count, end, parts = found
-        arrays = []
-        for (name, code), kind, part in zip(columns, kinds, parts, strict=bool(count)):
-            if kind[0] == module.PLACE:
-                values = Values(loops, view, np.frombuffer(part[1], np.int64))
-                arrays += values.arrays([(name, plain(code))], np.arange(count, dtype=np.int64))
-            else:
-                arrays.append(_array(name, code, part, count))
+        try:
+            arrays = [made(view, *given) for given in zip(columns, kinds, parts, strict=True)] if count else []
+        except Malformed:
+            return None
         return Rows(count, end, reason == module.END, arrays)
+
+    def made(view: memoryview, column: tuple[str, str], kind: Kind, part: Part) -> pa.Array:
+        if kind[0] != module.PLACE:
+            return _array(*column, part)
+        places = np.frombuffer(part[1], np.int64)
+        (array,) = Values(loops, view, places).arrays([(column[0], plain(column[1]))], np.arange(len(places)))
+        return array
 
     return decode
 
@@ -72,12 +81,17 @@ def plain(code: str) -> str:
     return code.partition("(")[0]
 
 
-def _kind(module: ModuleType, code: str) -> tuple[int, int, int, int]:
+def _width(code: str) -> int:
+    """Bytes of each value."""
+    return np.dtype(FIXED[code][0]).itemsize
+
+
+def _kind(module: ModuleType, code: str) -> Kind:
     declared = _declared(code)
     if declared is not None and declared[0] <= _DIGITS:
-        return module.DECIMAL, 16, declared[1], declared[0]
+        return module.DECIMAL, _DECIMAL_WIDTH, declared[1], declared[0]
     if code in FIXED:
-        return module.FIXED, np.dtype(FIXED[code][0]).itemsize, 0, 0
+        return module.FIXED, _width(code), 0, 0
     if code in VARIABLE:
         return module.BYTES, 0, JSONB_VERSION if code == "jsonb" else 0, 0
     return module.PLACE, 8, 0, 0
@@ -89,10 +103,12 @@ def _declared(code: str) -> tuple[int, int] | None:
     return None if found is None else (int(found[1]), int(found[2]))
 
 
-def _array(name: str, code: str, part: Part, count: int) -> pa.Array:
+def _array(name: str, code: str, part: Part) -> pa.Array:
     valid = None if part[0] is None else np.frombuffer(part[0], np.uint8)
     if part[2] is not None:
         return variable_array(name, VARIABLE[code], (np.frombuffer(part[2], np.int32), pa.py_buffer(part[1])), valid)
+    values = np.frombuffer(part[1], np.uint8)
     if declared := _declared(code):
-        return pa.Array.from_buffers(pa.decimal128(*declared), count, [bitmap(valid), pa.py_buffer(part[1])])
-    return fixed_array(code, np.frombuffer(part[1], np.uint8), valid, count)
+        buffers = [bitmap(valid), pa.py_buffer(values)]
+        return pa.Array.from_buffers(pa.decimal128(*declared), len(values) // _DECIMAL_WIDTH, buffers)
+    return fixed_array(code, values, valid, len(values) // _width(code))

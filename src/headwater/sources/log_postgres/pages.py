@@ -1,7 +1,7 @@
 """Page ranges of tables, read in parallel under one snapshot and handed over in order.
 
-Every range is read under the same exported snapshot (F22). At most two more ranges than there are readers are in memory.
-A range is about five megabytes of what the table keeps on disk, its TOAST included.
+Every range is read under the same exported snapshot (F22). At most two more than there are readers are in memory. A
+range is about five megabytes of what the table keeps on disk, its TOAST included.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def in_order(
     connect: Callable[[], psycopg.Connection],
     workers: int = WORKERS,
 ) -> Iterator[tuple[T, R | HeadwaterError]]:
-    """Each task and what came of it, in the order of the tasks. Beside the one in hand, `workers` + 1 are under way or wait."""
+    """Each task and what came of it, in the order of the tasks; beside it, `workers` + 1 wait or are under way."""
     idle: queue.SimpleQueue[psycopg.Connection] = queue.SimpleQueue()
 
     def one(task: T) -> R | HeadwaterError:
