@@ -124,7 +124,7 @@ def _below(transaction: PgTransaction, table: Table, given: pa.RecordBatch) -> i
     """How many rows come before the first whose key is above all that the table holds or remembers as deleted."""
     first = given.column(table.key[0])
     if not pa.types.is_integer(first.type) or first.null_count:
-        return given.num_rows
+        return int(given.num_rows)
     places = [table.name, *([table.guard] if table.guarded else [])]
     highest = ", ".join(f"(SELECT max({quoted(table.key[0])}) FROM {quoted(place)})" for place in places)
     ((found,),) = transaction.execute(f"SELECT greatest({highest})")
