@@ -1,4 +1,4 @@
-"""New seeds until told to stop: by Ctrl-C, or `make soak SECONDS=3600`. Says how many runs there were, and what failed.
+"""New seeds until told to stop, by Ctrl-C or SIGTERM, or for `make soak SECONDS=3600`: how many runs, and what failed.
 
 Beside the torments of PostgreSQL runs the soak of the decoder: damaged messages, compiled against uncompiled.
 """
@@ -10,6 +10,7 @@ import itertools
 import os
 import queue
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -53,6 +54,7 @@ def torments(told: Queue[Told], first: int, step: int) -> None:
             home.mkdir()
             try:
                 torment(server, home, seed)
+                shutil.rmtree(home)
                 told.put(("torments", 1, ""))
             except FAILURES:
                 told.put(("torments", 1, f"seed {seed}, left in {home}:\n{traceback.format_exc()}"))
@@ -79,6 +81,7 @@ def _end_by_sigterm() -> None:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     context = get_context("spawn")
     told: Queue[Told] = context.Queue()
     first = int(time.time())

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import os
 import sys
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, zip_longest
+from operator import itemgetter
 from typing import Any, Literal
 
 import duckdb
@@ -23,13 +23,11 @@ from headwater.assembly import Assembly
 from headwater.mapping.hashing import event_ids
 from headwater.model import Op
 from headwater.sources.log_postgres.position import lsn_of, place_of
+from headwater.sources.log_postgres.rows import below
 from headwater.verify import Terms, gaps, verify_sink, verify_source
 from tests.crash.postgres_world import CAPTURE, FIELDS, KEYS, PATIENCE, World
 
 AUDITED = "shop.item"
-
-BY_AUDIT = bool(os.environ.get("HEADWATER_AUDIT"))
-"""Whether changes are looked for in the audit: in one seed of a hundred a delete was not told, which is open."""
 
 Values = dict[str, Any]
 Rows = dict[tuple[Any, ...], Values]
@@ -71,7 +69,7 @@ def check(world: World) -> None:
                 same(f"{stream} in the sink", sink_rows(world, stream), expected)
             else:
                 _history_is_complete(world, stream, events)
-            if stream == AUDITED and BY_AUDIT:
+            if stream == AUDITED:
                 compare_with_audit(events, audited(world), span_of(assembly, events))
         _verify_sink(assembly, verified)
 
@@ -231,7 +229,8 @@ def span_of(assembly: Assembly, events: list[Event]) -> Span:
 
 
 def compare_with_audit(events: list[Event], audit: Audit, span: Span) -> None:
-    """Key by key: the stream tells the audit's story once and in its order. What it may leave out is `_Story.excuse`.
+    """Key by key: the stream tells the audit's story once and in its order. What it may leave out is what a row that a
+    load read held already, see `_Readings`, and what `_Story.excused` says.
 
     The audit's triggers fire under the row's lock, so that its sequence is the order of the commits for each key. What
     was written behind the slot's place cannot have been in a reading of it, and must have been told.
@@ -240,6 +239,7 @@ def compare_with_audit(events: list[Event], audit: Audit, span: Span) -> None:
     for event in events:
         told[event.values["id"]].append(event)
     truncates = {w.xid: w.seq for w in sorted(chain.from_iterable(audit.values()), key=_seq) if w.letter == "t"}
+    commits = {event.transaction: event.order[1] for event in events if event.transaction}
     xids = {event.order[:2]: event.transaction for events in told.values() for event in events if event.transaction}
     for events in told.values():
         for place, event in enumerate(events):
@@ -247,8 +247,10 @@ def compare_with_audit(events: list[Event], audit: Audit, span: Span) -> None:
                 xid = xids.get(event.order[:2])
                 assert xid in truncates, f"a delete of no transaction, and no TRUNCATE: {event}"
                 events[place] = dataclasses.replace(event, letter="t", transaction=xid)
+    readings = _Readings(commits, span)
     for key in audit.keys() | told.keys():
-        _Story(key, audit[key], span, truncates).check(told[key])
+        _Story(key, audit[key], readings, truncates).check(told[key])
+    readings.check()
 
 
 def _seq(written: Written) -> int:
@@ -259,11 +261,13 @@ Audit = defaultdict[int, list[Written]]
 
 
 def audited(world: World) -> Audit:
+    """The rows are left beside the stream too, in the file `audit`."""
     found: Audit = defaultdict(list)
     rows = world.server.execute(
         "SELECT seq, xid::text, lsn::text, op, old_id, id, version FROM shop.audit ORDER BY seq",
         database=world.database,
     )
+    (world.directory / "audit").write_text("".join(f"{row}\n" for row in rows))
     for seq, xid, lsn, op, old_id, new_id, version in rows:
         place = lsn_of(lsn)
         moved = op == "u" and old_id != new_id
@@ -274,6 +278,48 @@ def audited(world: World) -> Audit:
     return found
 
 
+class _Readings:
+    """What was left out since a row that a load had read held it, and what was told although it did, over all keys.
+
+    While the log comes to where a chunk was read, it leaves out what the chunk's rows hold. If capture ends meanwhile,
+    what is left of that is told after all. So there is one place for the chunk: everything below it was left out,
+    everything above it told. A chunk is known by the commit that its rows are placed behind.
+    """
+
+    def __init__(self, commits: Mapping[str, int], span: Span) -> None:
+        self.span = span
+        self._commits = commits
+        self._left_out: dict[int, tuple[int, int, Written]] = {}
+        """By chunk: of what was left out the last one, with its key."""
+        self._told: dict[int, tuple[int, int]] = {}
+        """By chunk: the first commit that was told though the row held it, with its key."""
+
+    def least(self, written: Written) -> int:
+        """The commit, where anything else of its transaction was told; else a place below it."""
+        return self._commits.get(written.xid, written.lsn)
+
+    def passed(self, chunk: int, written: Written) -> bool:
+        """Whether the log had told of this commit before the chunk was read."""
+        return self._commits.get(written.xid, chunk) < chunk
+
+    def left_out(self, chunk: int, key: int, written: Written) -> None:
+        found = (self.least(written), key, written)
+        self._left_out[chunk] = max(self._left_out.get(chunk, found), found, key=itemgetter(0))
+
+    def is_old(self, written: Written) -> bool:
+        """Whether it can have been in the slot's snapshot."""
+        return self.least(written) < self.span.start
+
+    def told(self, chunk: int, key: int, commit: int) -> None:
+        found = (commit, key)
+        self._told[chunk] = min(self._told.get(chunk, found), found)
+
+    def check(self) -> None:
+        for chunk, (first, key) in self._told.items():
+            last, other, written = self._left_out.get(chunk, (0, 0, None))
+            assert last < first, f"item {other}: never told, but item {key} was from {first} on: {written}"
+
+
 Known = Literal["nothing", "read", "there", "gone"]
 """What the reader has of a row: no word of it; what was read, and nothing since; the row; its end."""
 
@@ -281,85 +327,109 @@ Known = Literal["nothing", "read", "there", "gone"]
 class _Story:
     """What was written of one key, and how far the stream has told of it."""
 
-    def __init__(self, key: int, written: list[Written], span: Span, truncates: dict[str, int]) -> None:
+    def __init__(self, key: int, written: list[Written], readings: _Readings, truncates: dict[str, int]) -> None:
         self.key = key
         self.written = written
-        self.span = span
+        self.readings = readings
         self.truncates = truncates
         """By transaction: the last of its places in the audit."""
         self.place = 0
         self.read = -1
-        """The latest change that a reading has shown."""
+        """The latest change that a load's reading has shown."""
+        self.chunk = 0
+        self.resumed = False
+        """Whether changes that the reading held were told behind it: then all that follow must be."""
         self.known: Known = "nothing"
         self.before: Known = "nothing"
         """The same, by what was told before the row was read, or since."""
 
     def check(self, events: list[Event]) -> None:
-        for event in events:
-            if event.letter == "r":
-                self._is_read(event)
-            else:
+        for event, following in zip_longest(events, events[1:]):
+            if event.letter != "r":
                 self._is_told(event)
+                continue
+            number = self._read_in(event)
+            if not _completes(event, following):
+                self._is_read(number, event.order[1])
         self._leave_out(len(self.written))
 
-    def _is_read(self, event: Event) -> None:
+    def _read_in(self, event: Event) -> int:
         version = event.values["version"]
         found = [n for n, written in enumerate(self.written) if not written.ends and written.version == version]
         assert found, f"item {self.key}: version {version} was read and never written"
         assert found[0] + 1 >= self.place, f"item {self.key}: an older row was read behind a newer one"
+        return found[0]
+
+    def _is_read(self, number: int, chunk: int) -> None:
         if self.read < self.place or self.known == "nothing":
             self.before = self.known
-        self.read = found[0]
+        self.read, self.chunk, self.resumed = number, chunk, False
         self.known = "there" if self.known == "there" else "read"
 
     def _is_told(self, event: Event) -> None:
-        if event.letter == "t" and self.read >= self.place and event.order[1] <= self.span.loaded:
-            self._is_emptied(event)
+        assert event.order[1] >= self.readings.span.start, f"item {self.key}: the slot's snapshot held it: {event}"
+        if event.letter == "t" and self._is_emptied(event):
             return
         behind = range(self.place, len(self.written))
         place = next((n for n in behind if self.written[n].is_told_by(event)), None)
-        if place is None and event.letter == "t" and self.known in ("read", "there") and self.read >= self.place:
-            self.known = "gone"  # the row had been read ahead of the log; by the log, there was none to truncate
-            return
         assert place is not None, f"item {self.key}: told twice, or out of its order: {event}"
         self._leave_out(place)
         expected = self.written[place].letter.translate(_LETTERS)
         assert event.letter == expected, f"item {self.key}: {event} for {self.written[place]}"
         self.place = place + 1
         self.known = "gone" if event.letter in "dt" else "there"
-        if self.read >= self.place:
+        if self.read >= place:
+            self.readings.told(self.chunk, self.key, event.order[1])
+            self.resumed = True
             self.before = self.known
 
-    def _is_emptied(self, event: Event) -> None:
+    def _is_emptied(self, event: Event) -> bool:
         """A TRUNCATE that the log comes to when a load has read the row as it was later. What came before it is in
         what was read; what came behind it, and was read, is told once more.
         """
         emptied = self.truncates[str(event.transaction)]
-        self.place = sum(written.seq <= emptied for written in self.written)
-        self.read = -1
-        self.known = "gone"
+        place = sum(written.seq <= emptied for written in self.written)
+        if self.read < place:
+            return False
+        own = self.written[place - 1].is_told_by(event)
+        self._leave_out(place - own)
+        self.place, self.read, self.known = place, -1, "gone"
+        return True
 
     def _leave_out(self, place: int) -> None:
-        """Up to `place`. What lies before the version that was read is in it, unless the log goes on before that."""
-        ahead = self.read >= place
-        known = self.before if ahead else self.known
-        for number in range(self.place if ahead else max(self.place, self.read + 1), place):
+        """Up to `place`: what the row that was read holds, and what is excused."""
+        for number in range(self.place, place):
+            held = number <= self.read
+            if self._excused(number, self.before if held else self.known):
+                continue
             written = self.written[number]
-            old = self.place == 0 and written.lsn <= self.span.start
-            assert old or self._excused(number, known), f"item {self.key}: never told: {written}"
+            left_out = held and not self.resumed and not self.readings.passed(self.chunk, written)
+            assert left_out, f"item {self.key}: never told: {written}"
+            self.readings.left_out(self.chunk, self.key, written)
 
     def _excused(self, number: int, known: Known) -> bool:
-        """The row was gone when it was to be read whole, after it had moved here or while it was yet to be loaded, for
-        the first time or, as far as the source can tell, once more. That it ended is told, but for a TRUNCATE.
+        """It was in the slot's snapshot. Or the row was gone when it was to be read whole, after it had moved here or
+        while it was yet to be loaded, for the first time or, as far as the source can tell, once more. That it ended is
+        told, but for a TRUNCATE.
         """
         written = self.written[number]
+        if self.place == 0 and self.readings.is_old(written):
+            return True
         if written.letter not in "mu":
             return written.letter == "t" and known in ("nothing", "gone")
         end = next((later for later in self.written[number + 1 :] if later.letter != "u"), None)
         begin = next((earlier for earlier in self.written[number::-1] if earlier.letter != "u"), None)
         lost = begin is not None and begin.letter == "m" and known in ("nothing", "gone")
-        unread = known in ("nothing", "read") and written.lsn <= self.span.loaded
+        unread = known in ("nothing", "read") and written.lsn <= self.readings.span.loaded
         return end is not None and end.ends and (lost or unread)
+
+
+def _completes(read: Event, following: Event | None) -> bool:
+    """Whether a row was read for the sake of the change behind it, which lacked a part: what it holds is told too."""
+    if following is None or following.letter != "u":
+        return False
+    epoch, commit, index = following.order
+    return read.order == (epoch, below(commit), index)
 
 
 _LETTERS = str.maketrans("m", "c")

@@ -108,6 +108,9 @@ MOVED = (written("m", 510, 1), written("u", 520, 2), written("d", 530))
 LOADED = (written("c", 110, 1), written("u", 120, 2), written("u", 130, 3))
 EMPTIED = (written("c", 110, 1), written("t", 120), written("c", 130, 2), written("u", 140, 3))
 
+REMADE = (written("c", 90, 1), written("d", 120), written("c", 130, 2), written("u", 140, 3))
+CHANGED = (written("c", 90, 1), written("u", 120, 2), written("u", 130, 3), written("u", 140, 4))
+
 EXCUSED: dict[str, tuple[tuple[Written, ...], list[Event]]] = {
     "a row that moved and was gone": (MOVED, [event("d", 530, None)]),
     "what a row that was read holds": (LOADED, [event("r", 101, 2), event("u", 130, 3)]),
@@ -122,6 +125,14 @@ EXCUSED: dict[str, tuple[tuple[Written, ...], list[Event]]] = {
     "a row read ahead of a TRUNCATE": (
         EMPTIED,
         [event("r", 101, 3), emptied(120), event("c", 130, 2), event("u", 140, 3)],
+    ),
+    "an end before a load that was read ahead of it was broken off": (
+        REMADE,
+        [event("r", 101, 3), event("c", 130, 2), event("u", 140, 3)],
+    ),
+    "nothing of what a row held, for the load was broken off at once": (
+        REMADE,
+        [event("r", 101, 3), event("d", 120, None), event("c", 130, 2), event("u", 140, 3)],
     ),
 }
 
@@ -140,6 +151,22 @@ NOT_EXCUSED: dict[str, tuple[tuple[Written, ...], list[Event]]] = {
     "a row that had been loaded": (
         (written("c", 90, 1), written("u", 520, 2), written("d", 530)),
         [event("r", 101, 1), event("d", 530, None)],
+    ),
+    "a change behind the first one that was told once more": (
+        CHANGED,
+        [event("r", 101, 4), event("u", 120, 2), event("u", 140, 4)],
+    ),
+    "an end behind the first change that was told once more": (
+        (written("c", 90, 1), written("u", 110, 2), *REMADE[1:]),
+        [event("r", 101, 3), event("u", 110, 2), event("c", 130, 2), event("u", 140, 3)],
+    ),
+    "what came behind the row that was read for a change without a part": (
+        CHANGED,
+        [event("r", 113, 3), event("u", 120, 2, unchanged=("body",)), event("u", 140, 4)],
+    ),
+    "what came between the row that was read and a TRUNCATE": (
+        (written("c", 105, 1), written("d", 110), written("c", 115, 2), written("t", 120)),
+        [event("r", 101, 1), emptied(120)],
     ),
     "what comes once more behind a TRUNCATE": (EMPTIED, [event("r", 101, 3), emptied(120), event("u", 140, 3)]),
 }
@@ -167,3 +194,31 @@ def test_f28_what_nothing_excuses(name: str) -> None:
     told, audit = with_truncates(events, story)
     with pytest.raises(AssertionError, match="never told"):
         compare_with_audit(told, audit, SPAN)
+
+
+def of_two(first: list[Event], second: list[Event]) -> None:
+    """`REMADE` of key 1, and `CHANGED` of key 2, in the same transactions."""
+    audit = audit_of(*REMADE)
+    audit[2] = list(CHANGED)
+    compare_with_audit(sorted([*first, *second], key=lambda item: item.order), audit, SPAN)
+
+
+def test_f28_a_load_is_broken_off_at_one_place_for_all_rows() -> None:
+    """Whatever one row's window left out lies below what another's told once more."""
+    first = [event("r", 101, 3), event("c", 130, 2, index=2), event("u", 140, 3, index=2)]
+    second = [event("r", 101, 4, key=2, index=2), event("u", 130, 3, key=2), event("u", 140, 4, key=2)]
+    of_two(first, second)
+    with pytest.raises(AssertionError, match="item 1: never told, but item 2 was from 120 on"):
+        of_two(first, [*second, event("u", 120, 2, key=2)])
+
+
+def test_f28_what_the_log_had_passed_when_a_row_was_read_is_not_left_out() -> None:
+    told = [event("u", commit, version, key=2) for commit, version in ((120, 2), (130, 3), (140, 4))]
+    with pytest.raises(AssertionError, match="item 1: never told"):
+        of_two([event("r", 135, 3), event("u", 140, 3, index=2)], told)
+    of_two([event("d", 120, None, index=2), event("c", 130, 2, index=2), event("r", 135, 3)], told)
+
+
+def test_f22_what_the_slots_snapshot_held_and_the_log_told_again_is_found() -> None:
+    with pytest.raises(AssertionError, match="the slot's snapshot held it"):
+        prove([event("r", 93, 1), event("c", 95, 1)], (written("c", 90, 1),))

@@ -323,3 +323,35 @@ def test_f28_a_partial_change_of_a_row_that_the_log_brought_is_told_though_it_is
     item.take()
     assert told_of(item) == [("c", []), ("u", ["big"]), ("d", [])]
     assert item.folded("test.item") == item.table("item", COLUMNS)
+
+
+@pytest.mark.parametrize("broken_off", [False, True])
+def test_f28_what_a_row_that_was_read_holds_is_told_from_where_its_load_was_broken_off(
+    item: World, monkeypatch: pytest.MonkeyPatch, broken_off: bool
+) -> None:
+    """Behind its delete, which is left out, and before the transaction that made it anew and is a batch of its own."""
+    add_later(item)
+    item.execute(
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET logical_decoding_work_mem = 64', current_database()); END $$"
+    )
+    begin = chunks.begin
+    written = [
+        "DELETE FROM item WHERE id = 1",
+        "INSERT INTO item VALUES (100, 1, 'behind the chunk')",
+        "INSERT INTO item VALUES (1, 11, repeat('large', 20000))",
+    ]
+
+    def behind_what_is_written(connection: Any) -> chunks.Seen:
+        item.execute(*written)
+        written.clear()
+        return begin(connection)
+
+    monkeypatch.setattr(chunks, "begin", behind_what_is_written)
+    with closing(item.source()) as source:
+        for _ in item.stream(source, follow=False):
+            if broken_off and any(row["op"] == "c" for row in item.rows("test.item")):
+                break
+    item.take()
+    told = [(row["op"], row["after"]["n"]) for row in item.rows("test.item") if row["after"]["id"] == 1]
+    assert told == ([("r", 11), ("c", 11)] if broken_off else [("r", 11)])
+    assert item.folded("test.item") == item.table("item", COLUMNS)

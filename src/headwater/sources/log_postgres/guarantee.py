@@ -14,7 +14,8 @@ TOAST = (
 )
 LOADS = (
     "A row that a load reads while the log goes on holds its latest changes already: those that the log has yet to "
-    "tell are not told one by one."
+    "tell are not told one by one. If capture ends before the log has come there, those that are left are told after "
+    "all, and until then the row goes back to what it was."
 )
 UNLOGGED = "What PostgreSQL does not write to its log is not seen: unlogged tables, sequences and large objects."
 WHOLE = (
