@@ -37,7 +37,7 @@ def sql(database: str) -> Iterator[SQL]:
 
 @pytest.fixture
 def target(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SinkTarget]:
-    """Where each batch counts as many rows, and goes to the driver a few rows at a time."""
+    """Where each batch counts as many rows, of which two keys are a sample, and goes to the driver a few at a time."""
     monkeypatch.setattr(postgres_upsert, "MANY", 1)
     monkeypatch.setattr(postgres_upsert, "SAMPLE", 2)
     monkeypatch.setattr(postgres_ingest, "PIECE", 200)
@@ -89,6 +89,27 @@ def test_f31_many_rows_and_few_end_in_the_same_table(
         tables.append((sql(f"SELECT * FROM {schema}.shop_item ORDER BY id"), guards))
     assert tables[0] == tables[1]
     assert 20 < len(tables[0][0]) <= 60
+
+
+def test_f31_a_late_row_above_every_key_stays_deleted(target: SinkTarget, script: Script) -> None:
+    sink = target.open()
+    sink.prepare(script.contract)
+    sink.write(script.events([row(C, 1, id=1, name="a"), row(C, 2, id=9, name="a")]))
+    sink.write(script.events([row(D, 5, id=9)]))
+    sink.write(script.events([row(U, 3, id=9, name="late"), row(C, 6, id=10, name="b")]))
+    assert {k: v["name"] for k, v in rows_in(sink).items()} == {1: "a", 10: "b"}
+
+
+def test_f31_new_late_and_deleted_rows_amid_known_ones(target: SinkTarget, script: Script) -> None:
+    """First and last are known, so the sample takes all for known."""
+    sink = target.open()
+    sink.prepare(script.contract)
+    sink.write(script.events([row(C, 1, n, id=n, name="a") for n in range(1, 10) if n != 5]))
+    sink.write(script.events([row(D, 50, id=6), row(U, 50, 2, id=7, name="newer")]))
+    sink.write(script.events([row(U, 20, n, id=n, name="b") for n in range(1, 10)]))
+    assert {k: v["name"] for k, v in rows_in(sink).items()} == {
+        n: "newer" if n == 7 else "b" for n in range(1, 10) if n != 6
+    }
 
 
 @pytest.mark.parametrize("point", ["after_keys", "after_copy", "after_ingest"])

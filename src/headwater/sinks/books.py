@@ -84,8 +84,11 @@ class Books:
         return Cursor(rows[0][0], tuple(int(row[1]) for row in rows)) if rows else None
 
     def move(self, transaction: Transaction, stream: str, cursor: Cursor | None) -> None:
-        """Rows are updated in place, so that two writers of one cursor collide in the database, too."""
-        stored = self.cursor(transaction, stream)
+        self.replace(transaction, stream, self.cursor(transaction, stream), cursor)
+
+    def replace(self, transaction: Transaction, stream: str, stored: Cursor | None, cursor: Cursor | None) -> None:
+        """`stored`: what `cursor` found in this transaction. Rows are updated in place, so that two writers of one
+        cursor collide in the database, too."""
         if cursor is None or (stored is not None and len(stored.offsets) != len(cursor.offsets)):
             transaction.execute(
                 f"DELETE FROM {CURSORS} WHERE pipeline = ? AND sink = ? AND stream = ?", self._of(stream)

@@ -9,6 +9,7 @@ are all taken to be, and how many the update finds says whether that was so; els
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -28,9 +29,12 @@ SAMPLE = 100
 
 def placed(transaction: PgTransaction, table: Table, data: pa.RecordBatch) -> None:
     """`data`: the table's columns, one row of each key."""
-    if _is_constrained(transaction, table):
+    if data.num_rows >= MANY:
+        transaction.execute(f"LOCK TABLE {quoted(table.name)} IN ROW EXCLUSIVE MODE")
+    target = _target(transaction, table)
+    if target.constrained:
         _at_once(transaction, table, data)
-    elif data.num_rows >= MANY and _takes_copies(transaction, table):
+    elif data.num_rows >= MANY and target.takes_copies:
         _apart(transaction, table, by_key(table, data))
     else:
         _at_once(transaction, table, by_key(table, data))
@@ -42,29 +46,31 @@ def by_key(table: Table, data: pa.RecordBatch) -> pa.RecordBatch:
     return data if pc.all(pc.equal(places, shaping.numbers(data))).as_py() else data.take(places)
 
 
-def _is_constrained(transaction: PgTransaction, table: Table) -> bool:
-    """Whether there are unique indexes or exclusions of somebody's own, which only the source's order satisfies."""
-    found = transaction.execute(
-        "SELECT 1 FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid WHERE c.oid = to_regclass(?) "
-        "AND (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary LIMIT 1",
-        (quoted(table.name),),
-    )
-    return bool(found)
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What somebody may have made of the table.
+
+    `constrained`: there are unique indexes or exclusions of somebody's own, which only the source's order satisfies.
+    `takes_copies`: a binary COPY into it means what an INSERT does: no rules, no row security, and each column of the
+    very type that it was made with; a COPY into another one of as many bytes would change values without a word. It
+    stays so until the end of a transaction that has locked the table.
+    """
+
+    constrained: bool
+    takes_copies: bool
 
 
-def _takes_copies(transaction: PgTransaction, table: Table) -> bool:
-    """Whether a binary COPY into the table means what an INSERT does: no rules, no row security, and each column of
-    the very type that it was made with; a COPY into another one of as many bytes would change values without a word.
-    The lock keeps it so until the end of the transaction."""
-    transaction.execute(f"LOCK TABLE {quoted(table.name)} IN ROW EXCLUSIVE MODE")
+def _target(transaction: PgTransaction, table: Table) -> _Target:
     found = transaction.execute(
-        "SELECT a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_class c JOIN pg_attribute a "
-        "ON a.attrelid = c.oid WHERE c.oid = to_regclass(?) AND NOT c.relhasrules AND NOT c.relrowsecurity "
-        "AND a.attnum > 0 AND NOT a.attisdropped",
+        "SELECT EXISTS (SELECT 1 FROM pg_index i WHERE i.indrelid = c.oid "
+        "AND (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary), c.relhasrules OR c.relrowsecurity, "
+        "a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_class c JOIN pg_attribute a "
+        "ON a.attrelid = c.oid WHERE c.oid = to_regclass(?) AND a.attnum > 0 AND NOT a.attisdropped",
         (quoted(table.name),),
     )
-    kinds = dict(found)
-    return all(kinds.get(name) == types.spelled(types.declared(table, name)) for name in table.columns.names)
+    kinds = {name: kind for _, _, name, kind in found}
+    as_made = all(kinds.get(name) == types.spelled(types.declared(table, name)) for name in table.columns.names)
+    return _Target(any(row[0] for row in found), as_made and not any(row[1] for row in found))
 
 
 def _at_once(transaction: PgTransaction, table: Table, data: pa.RecordBatch) -> None:
@@ -118,7 +124,7 @@ def _below(transaction: PgTransaction, table: Table, given: pa.RecordBatch) -> i
     """How many rows come before the first whose key is above all that the table holds or remembers as deleted."""
     first = given.column(table.key[0])
     if not pa.types.is_integer(first.type) or first.null_count:
-        return given.num_rows
+        return int(given.num_rows)
     places = [table.name, *([table.guard] if table.guarded else [])]
     highest = ", ".join(f"(SELECT max({quoted(table.key[0])}) FROM {quoted(place)})" for place in places)
     ((found,),) = transaction.execute(f"SELECT greatest({highest})")

@@ -212,7 +212,7 @@ class TableSink:
                 self._believed[events.stream] = events.cursor
                 return
             if events.cursor is not None:
-                self._books.move(transaction, events.stream, events.cursor)
+                self._books.replace(transaction, events.stream, stored, events.cursor)
             failpoint("sink.write.after_cursor")
             floor = self._apply(transaction, table, events)
             failpoint("sink.write.before_commit")
