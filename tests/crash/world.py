@@ -259,7 +259,7 @@ def peaceful_pipeline(directory: Path, failpoints: str, seed: int, running: mult
 
         def fail_once_it_tells() -> None:
             live = 0
-            for events in assembly.bus.read("learning.enrollment", after=None):
+            for events in assembly.bus.read("learning.enrollment", after=None, follow=True):
                 live += sum(op != Op.READ for op in events.data.column("_op").to_pylist())
                 if live > LIVE:
                     break

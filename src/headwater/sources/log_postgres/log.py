@@ -66,22 +66,30 @@ class Log:
 
     def next(self, timeout: float) -> Whole | Stored | None:
         """What has arrived together, within limits; None when nothing comes for `timeout` seconds, or when woken."""
-        until = time.monotonic() + GATHERING
-        wait = timeout
-        while not self._enough() and (chunk := self._taken(wait, until - time.monotonic())) is not None:
-            self._units.add(*chunk)
-            self.stream.hurried = not self._units.behind
-            wait = 0.0
+        if not self._units.behind:
+            self._await(timeout)
+        if self._units.behind:
+            self._gather(time.monotonic() + GATHERING)
         return self._units.take()
 
-    def _taken(self, wait: float, left: float) -> Chunk | None:
-        """What comes in `wait` seconds; of a backlog a whole batch, or what comes in `left` seconds."""
-        if not self._units.behind or left <= 0:
-            return self.stream.take(wait)
-        chunk = self.stream.take(left, BATCH_BYTES)
+    def _await(self, timeout: float) -> None:
+        """Until a transaction is complete, or nothing comes. Those behind it are never waited for."""
+        while not self._units.complete and not self._units.behind and self._add(self.stream.take(timeout)):
+            timeout = 0.0
+
+    def _gather(self, until: float) -> None:
+        """Of a backlog a whole batch, or what comes until then."""
+        while self._units.behind and not self._enough() and (left := until - time.monotonic()) > 0:
+            if not self._add(self.stream.take(left, BATCH_BYTES)):
+                self._units.caught_up()
+                return
+
+    def _add(self, chunk: Chunk | None) -> bool:
         if chunk is None:
-            self._units.caught_up()
-        return chunk
+            return False
+        self._units.add(*chunk)
+        self.stream.hurried = not self._units.behind
+        return True
 
     def _enough(self) -> bool:
         units = self._units

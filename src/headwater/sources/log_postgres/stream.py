@@ -7,7 +7,6 @@ has received (F2).
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import struct
@@ -233,31 +232,37 @@ class Stream:
 
 
 class Bell:
-    """Wakes whoever polls `fileno`; `ring` from any thread."""
+    """Wakes whoever polls `fileno`; `ring` from any thread, behind `close` too."""
 
     def __init__(self) -> None:
         self.fileno, self._write = os.pipe()
         os.set_blocking(self.fileno, False)
         os.set_blocking(self._write, False)
         self._rings = False
+        self._open = True
+        self._lock = threading.Lock()
 
     def ring(self) -> None:
-        self._rings = True
-        with contextlib.suppress(BlockingIOError):  # enough of them wait
+        with self._lock:  # the number of a file that is closed may soon be another's
+            if not self._open or self._rings:
+                return
+            self._rings = True
             os.write(self._write, b"x")
 
     def heard(self) -> bool:
         """Whether it has rung; it is silent then."""
         if not self._rings:
             return False
-        self._rings = False
-        with contextlib.suppress(BlockingIOError):
-            os.read(self.fileno, 4096)
+        with self._lock:
+            self._rings = False
+            os.read(self.fileno, 1)
         return True
 
     def close(self) -> None:
-        os.close(self.fileno)
-        os.close(self._write)
+        with self._lock:
+            self._open = False
+            os.close(self.fileno)
+            os.close(self._write)
 
 
 def _ended(connection: psycopg.Connection, publications: str, capture: str) -> HeadwaterError:

@@ -150,6 +150,11 @@ class Units:
         return sum(map(len, self._whole))
 
     @property
+    def complete(self) -> bool:
+        """Whether `take` would give something."""
+        return bool(self._whole or self._ready)
+
+    @property
     def stored(self) -> bool:
         """Whether a unit waits that is to be taken alone."""
         return bool(self._ready)
