@@ -77,13 +77,15 @@ class Project:
         source.close()
 
     def save(self) -> configuration.Config:
+        """What has not changed is left alone, the rest is there at once or not at all: a program may be reading it."""
         (self.directory / "contracts").mkdir(exist_ok=True)
         for path in (self.directory / "contracts").glob("*.yaml"):
-            path.unlink()
+            if path.stem not in self.contracts:
+                path.unlink()
         for name, text in self.contracts.items():
-            (self.directory / "contracts" / f"{name}.yaml").write_text(yaml.safe_dump(text))
+            _replace(self.directory / "contracts" / f"{name}.yaml", yaml.safe_dump(text))
         path = self.directory / "headwater.yaml"
-        path.write_text(yaml.safe_dump(self.config))
+        _replace(path, yaml.safe_dump(self.config))
         return configuration.load(path)
 
     def run(self, script: str = "") -> None:
@@ -191,6 +193,13 @@ class Project:
     def all_notes(self, name: str = "shop.item") -> list[tuple[str, str]]:
         with self.assembly() as assembly:
             return [(placed.note.kind, placed.note.text) for placed in assembly.bus.notes(name)]
+
+
+def _replace(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        new = path.with_suffix(".new")
+        new.write_text(text)
+        new.replace(path)
 
 
 @contextmanager

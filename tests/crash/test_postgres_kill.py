@@ -19,7 +19,7 @@ from tests.crash.postgres_oracle import check
 from tests.crash.postgres_world import SETTINGS, World, settle_template
 from tests.crash.proxy import Proxy
 
-SEEDS = int(os.environ.get("HEADWATER_SEEDS", "100"))
+SEEDS = int(os.environ.get("HEADWATER_SEEDS", "50"))
 """A seed takes 8 seconds of processor time, all in all."""
 KILLS = 2
 
