@@ -9,7 +9,7 @@ import random
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ NAMES = {
 TYPES = PgTypes(PgType(oid, "pg_catalog", name, "b", 0, 0, -1, "") for oid, name in NAMES.items())
 OID = 7
 DAY = 86_400_000_000
+EXACT = Context(prec=60)
+"""The usual one rounds to 28 digits, or refuses more."""
 
 
 def packed(layout: str, values: st.SearchStrategy[Any]) -> st.SearchStrategy[bytes]:
@@ -85,12 +87,12 @@ ODD: dict[int, st.SearchStrategy[bytes]] = {
 def numbers(digits: int, scale: int) -> st.SearchStrategy[bytes]:
     """Of a column `numeric(digits, scale)`; those before it was altered had fewer decimals."""
     whole = st.integers(-(10**digits) + 1, 10**digits - 1)
-    exact = st.builds(lambda value, fewer: Decimal(value).scaleb(fewer - scale), whole, st.integers(0, scale))
+    exact = st.builds(lambda value, fewer: Decimal(value).scaleb(fewer - scale, EXACT), whole, st.integers(0, scale))
     return exact.filter(lambda value: abs(value) < 10 ** (digits - scale)).map(shown)
 
 
 def shown(value: Decimal) -> bytes:
-    return m.numeric(value if int(value.as_tuple().exponent) <= 0 else value.quantize(Decimal(1)))
+    return m.numeric(value if int(value.as_tuple().exponent) <= 0 else value.quantize(Decimal(1), context=EXACT))
 
 
 def odd_numbers(digits: int, scale: int) -> st.SearchStrategy[bytes]:
