@@ -167,3 +167,18 @@ def test_the_log_is_folded_back_beside_the_appends(
     assert (tmp_path / "bus" / "bus.db-wal").stat().st_size < 2 * limit
     assert commits_of(bus.read(STREAM, after=None, follow=False)) == list(range(200))
     assert bus.check() == []
+
+
+def test_appends_go_on_while_the_log_cannot_be_folded_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folding, "CHECKPOINT", 1)
+    bus = opened(bench)
+
+    def refused() -> Any:
+        raise BusError("too many open files")
+
+    monkeypatch.setattr(bus._store, "borrow", refused)
+    bus.append(Mapped([numbered(1)]), source=SOURCE, position=position(1))
+    assert bus._appender is not None
+    bus._appender._folder.close()
+    monkeypatch.undo()
+    assert commits_of(bus.read(STREAM, after=None, follow=False)) == [1]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from headwater import faults
-from headwater.buses.embedded import EmbeddedBus, reading
+from headwater.buses.embedded import EmbeddedBus, reading, tail
 from headwater.errors import BusError
 from headwater.model import Cursor, Events, Mapped
 from headwater.protocols import Bus
@@ -83,6 +83,39 @@ def test_a_stop_between_looking_and_waiting_is_seen(bench: Bench, monkeypatch: p
     thread, result = in_thread(lambda: list(bus.read(STREAM, after=None, follow=True)))
     finished(thread)
     assert result == [[]]
+
+
+@pytest.mark.parametrize("same_process", [True, False])
+def test_a_stop_ends_reading_though_there_is_more(bench: Bench, same_process: bool) -> None:
+    bus = declared(bench)
+    append(bus, numbered(1, 2), numbered(3))
+    reader = bus if same_process else bench.open(append=False)
+    following = reader.read(STREAM, after=None, follow=True, limit=1)
+    assert commits_of([next(following)]) == [1]
+    reader.stop()
+    thread, result = in_thread(lambda: list(following))
+    finished(thread)
+    assert result == [[]]
+
+
+class _Interrupted(list[Any]):
+    """Whoever adds to it is interrupted by a signal, whose handler stops all reading."""
+
+    def __init__(self, signal: reading.Signal) -> None:
+        self._signal = signal
+
+    def append(self, turn: Any) -> None:
+        super().append(turn)
+        self._signal.stop()
+
+
+def test_a_signal_handler_may_stop_whoever_is_about_to_wait() -> None:
+    """A handler runs within the thread that it interrupts, which may hold the lock already."""
+    signal = reading.Signal()
+    signal._waiting = _Interrupted(signal)
+    thread, result = in_thread(lambda: signal.wait(0, 0, None))
+    finished(thread)
+    assert result == [None]
 
 
 def test_readers_of_another_process_ask_seldom_when_idle(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +213,17 @@ def test_an_append_that_failed_behind_its_commit_is_not_left_out(bench: Bench) -
     assert commits_of(bus.read(STREAM, after=None, follow=False)) == [1, 2, 3]
 
 
+def test_reading_up_to_the_end_goes_there_though_memory_is_behind_the_store(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is between a commit and what the appender does next."""
+    bus = declared(bench)
+    append(bus, numbered(1))
+    monkeypatch.setattr(tail.Tail, "add", lambda *_: None)
+    append(bus, numbered(2))
+    assert commits_of(bus.read(STREAM, after=None, follow=False)) == [1, 2]
+
+
 def test_what_compaction_took_out_is_not_read_from_memory(bench: Bench) -> None:
     bus = bench.open()
     assert isinstance(bus, EmbeddedBus)
@@ -191,3 +235,25 @@ def test_what_compaction_took_out_is_not_read_from_memory(bench: Bench) -> None:
     kept = commits_of(bench.open(append=False).read(STREAM, after=None, follow=False))
     assert kept == [0, 2, 3]
     assert commits_of(bus.read(STREAM, after=None, follow=False)) == kept
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+@pytest.mark.parametrize("place", [1, 2])
+def test_reading_goes_on_from_within_a_hole_at_the_end_of_a_segment(
+    bench: Bench, limit: int | None, place: int
+) -> None:
+    """What follows is of another kind, and so is not joined to what is left of the segment."""
+    bus = bench.open()
+    assert isinstance(bus, EmbeddedBus)
+    bus.declare([declaration(retention={"compacted": True, "tombstones": 0})])
+    append(bus, events([{"id": key, "commit": key} for key in (1, 2, 3)]))
+    append(bus, events([{"id": key, "commit": 10 + key} for key in (2, 3)], STREAM, 2))
+    append(bus, events([{"id": 4, "commit": 20}], STREAM, 2))
+    while bus.maintain():
+        pass
+    after = Cursor(bus.streams()[STREAM].incarnation, (place,))
+    thread, result = in_thread(
+        lambda: commits_of(bench.open(append=False).read(STREAM, after=after, follow=False, limit=limit))
+    )
+    finished(thread)
+    assert result == [[12, 13, 20]]

@@ -16,6 +16,7 @@ from headwater.sources.log_postgres import log, units
 from headwater.sources.log_postgres.log import Log
 from headwater.sources.log_postgres.stream import Bell, Chunk
 from headwater.sources.log_postgres.units import Whole
+from headwater.testing.buses import finished, in_thread
 
 
 def _rings(bell: Bell) -> bool:
@@ -50,6 +51,19 @@ def test_a_bell_that_is_closed_writes_nothing_into_the_files_that_have_its_numbe
     finally:
         for file in files:
             os.close(file)
+
+
+def test_a_signal_handler_may_ring_within_a_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    bell, write = Bell(), os.write
+
+    def interrupted(file: int, data: bytes) -> int:
+        bell.ring()
+        return write(file, data)
+
+    monkeypatch.setattr(os, "write", interrupted)
+    finished(in_thread(bell.ring)[0])
+    assert bell.heard()
+    bell.close()
 
 
 class _Stream:

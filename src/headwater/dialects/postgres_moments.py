@@ -72,11 +72,12 @@ MICROSECONDS = Unit(pa.int64(), _SINCE_1970 * DAY, (_FIRST + _SINCE_1970) * DAY,
 
 
 def limited_times(count: pa.Array) -> pa.Array:
-    """Microseconds of a day (int64), with null for 24:00."""
-    highest = pc.max(count).as_py()
-    if highest is None or highest < DAY:
+    """Microseconds of a day (int64), with null for 24:00 and for what is no time of a day."""
+    low, high = _bounds(count)
+    if low is None or high is None or (low >= 0 and high < DAY):
         return count
-    return pc.if_else(pc.less(count, DAY), count, pa.scalar(None, pa.int64()))
+    inside = pc.and_(pc.greater_equal(count, 0), pc.less(count, DAY))
+    return pc.if_else(inside, count, pa.scalar(None, pa.int64()))
 
 
 def printed_times(count: pa.Array) -> pa.Array:

@@ -37,10 +37,11 @@ class Signal:
     """How the appender wakes readers of its own process. A reader that saw `count` before it looked misses nothing.
 
     A `threading.Condition` would make each reader wait twice: for the wake-up, and for who gave it to let go of it.
+    A signal handler may call any of this within any of this.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._waiting: list[threading.Lock] = []
         self.count = 0
         self.stops = 0
@@ -60,17 +61,16 @@ class Signal:
         turn = threading.Lock()
         turn.acquire()
         with self._lock:
-            if self.count != count or self.stops != stops:
-                return
             self._waiting.append(turn)
-        if not turn.acquire(timeout=-1 if timeout is None else timeout):
+        changed = self.count != count or self.stops != stops
+        if changed or not turn.acquire(timeout=-1 if timeout is None else timeout):
             with self._lock, contextlib.suppress(ValueError):  # woken meanwhile
                 self._waiting.remove(turn)
 
     def _wake(self) -> None:
-        for turn in self._waiting:
+        waiting, self._waiting = self._waiting, []
+        for turn in waiting:
             turn.release()
-        self._waiting.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,20 +125,27 @@ class Reader:
                 found = self._next(connection)
                 if found:
                     yield from self._handed_on(found)
-                    if self._place < self._head:
+                    if self._end is not None or (self._place < self._head and not self._stopped):
                         continue
                 if self._end is not None or not self._wait(connection, count, version):
                     return
         finally:
             self._store.give_back(connection)
 
+    @property
+    def _stopped(self) -> bool:
+        return self._signal.stops != self._stops
+
     def _handed_on(self, chunk: _Chunk) -> Iterator[Events]:
         """The chunk, in parts of at most `limit`. The last part's cursor lies behind any hole that follows."""
         whole = chunk.decoded
         rows = whole.data.num_rows
+        if not rows:  # it began in a hole that goes on to the chunk's end
+            self._place = chunk.next
+            return
         size = self._request.limit or rows
         for start in range(0, rows, size):
-            if self._request.follow and self._signal.stops != self._stops:
+            if self._request.follow and self._stopped:
                 return
             data, offsets = whole.data.slice(start, size), whole.offsets.slice(start, size)
             is_last = start + size >= rows
@@ -198,14 +205,14 @@ class Reader:
         """Until something was committed. False: stopped."""
         if self._tail is not None:
             self._signal.wait(count, self._stops, None)
-            return self._signal.stops == self._stops
+            return not self._stopped
         idle_at = time.monotonic() + 1.0
-        while self._signal.stops == self._stops and self._signal.count == count:
+        while not self._stopped and self._signal.count == count:
             if _data_version(connection) != version:
                 return True
             pause = POLL_ACTIVE if time.monotonic() < idle_at else POLL_IDLE
             self._signal.wait(count, self._stops, pause)
-        return self._signal.stops == self._stops
+        return not self._stopped
 
 
 @dataclass(frozen=True, slots=True)

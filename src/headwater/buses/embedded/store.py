@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from headwater.buses.embedded import schema
-from headwater.errors import BusDamaged, BusError, BusFull, Busy
+from headwater.errors import BusDamaged, BusError, BusFull, Busy, HeadwaterError
 from headwater.faults import failpoint
 
 Connection = sqlite3.Connection
@@ -122,7 +122,10 @@ class Store:
 
         What cannot be written stays in the log, where it is as safe, until the next time; reads name what is damaged.
         """
-        connection = self.borrow()
+        try:
+            connection = self.borrow()
+        except HeadwaterError:  # no file can be opened, or the bus was closed
+            return
         try:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute(_FOLD)

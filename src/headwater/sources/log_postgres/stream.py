@@ -232,7 +232,7 @@ class Stream:
 
 
 class Bell:
-    """Wakes whoever polls `fileno`; `ring` from any thread, behind `close` too."""
+    """Wakes whoever polls `fileno`; `ring` from any thread, behind `close` too, and from a signal handler within it."""
 
     def __init__(self) -> None:
         self.fileno, self._write = os.pipe()
@@ -240,7 +240,7 @@ class Bell:
         os.set_blocking(self._write, False)
         self._rings = False
         self._open = True
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def ring(self) -> None:
         with self._lock:  # the number of a file that is closed may soon be another's
