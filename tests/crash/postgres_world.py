@@ -229,8 +229,8 @@ def peaceful_life(directory: Path, failpoints: str, seed: int, running: multipro
         def fail_once_loaded() -> None:
             while not _is_loaded(assembly):
                 time.sleep(0.02)
+            running.set()  # before it may be killed, for a process that dies in `set` keeps the event's lock
             faults.set_failpoints(failpoints, seed)
-            running.set()
 
         threading.Thread(target=fail_once_loaded, daemon=True).start()
         os._exit(supervisor.run())

@@ -263,8 +263,8 @@ def peaceful_pipeline(directory: Path, failpoints: str, seed: int, running: mult
                 live += sum(op != Op.READ for op in events.data.column("_op").to_pylist())
                 if live > LIVE:
                     break
+            running.set()  # before it may be killed, for a process that dies in `set` keeps the event's lock
             faults.set_failpoints(failpoints, seed)
-            running.set()
 
         threading.Thread(target=fail_once_it_tells, daemon=True).start()
         os._exit(supervisor.run())
