@@ -1,7 +1,7 @@
 # Each target sets up .venv by itself; `make demo` on a fresh clone is enough.
 PY := .venv/bin/python
 JOBS ?= 2
-NATIVE_SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxi' -o -name '*_cy.py' 2>/dev/null)
+NATIVE_SOURCES := $(shell find src -name '*.pyx' -o -name '*.px[di]' -o -name '*_cy.py' 2>/dev/null)
 
 .PHONY: help demo test check bench bench-peers soak format clean
 

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from headwater.testing.postgres import PostgresServer
 from tests.crash.postgres_breaks import break_off
-from tests.crash.postgres_world import SETTINGS, settle_template
 
 SEEDS = 4
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    with tempfile.TemporaryDirectory(prefix="headwater-breaks-") as directory:
-        with PostgresServer(Path(directory) / "data", settings=SETTINGS) as server:
-            settle_template(server)
-            yield server
 
 
 @pytest.mark.crash

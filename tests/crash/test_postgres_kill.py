@@ -8,29 +8,18 @@ the application's own audit, change by change.
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from headwater.testing.postgres import PostgresServer
 from tests.crash.postgres_oracle import check
-from tests.crash.postgres_world import SETTINGS, World, settle_template
+from tests.crash.postgres_world import World
 from tests.crash.proxy import Proxy
 
 SEEDS = int(os.environ.get("HEADWATER_SEEDS", "50"))
 """A seed takes 8 seconds of processor time, all in all."""
 KILLS = 2
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    """One for the seeds of a process, apart from that of all other tests: it is stopped again and again."""
-    with tempfile.TemporaryDirectory(prefix="headwater-torment-") as directory:
-        with PostgresServer(Path(directory) / "data", settings=SETTINGS) as server:
-            settle_template(server)
-            yield server
 
 
 @pytest.mark.crash

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headwater import native
 from headwater.buses.embedded import segments
 from headwater.errors import BusError
 from headwater.model import Events, Op, Order
@@ -117,11 +116,10 @@ noted = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.needs("native")
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(noted, min_size=1, max_size=12), st.integers(0, 3), st.sampled_from([0, 2**61]))
 def test_compiled_notes_are_those_of_the_kernels(rows: list[dict[str, Any]], skipped: int, now: int) -> None:
-    if native.compiled("headwater.buses.embedded.segments_native") is None:
-        pytest.skip("not compiled")
     batch = events(rows).data
     batch = batch.slice(min(skipped, batch.num_rows - 1))
     places = segments.places_in(batch.schema)

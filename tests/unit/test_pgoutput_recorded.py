@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headwater import native
 from headwater.model import Op
 from headwater.testing.postgres import PostgresServer
 from headwater.wire.pgoutput import (
@@ -37,7 +36,7 @@ from tests.pgoutput_recordings import NUMBERS, record
 
 pytestmark = pytest.mark.needs("postgres")
 
-WAYS = ["compiled", "uncompiled"]
+WAYS = [pytest.param("compiled", marks=pytest.mark.needs("native")), "uncompiled"]
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +50,6 @@ def recordings(postgres_server: PostgresServer) -> Iterator[dict[str, Recording]
 def loops(request: pytest.FixtureRequest) -> Loops:
     if request.param == "uncompiled":
         return Loops.uncompiled()
-    if not native.is_compiled(Loops.chosen().messages):
-        pytest.skip("the compiled modules are not built")
     return Loops.chosen()
 
 

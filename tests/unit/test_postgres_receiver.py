@@ -12,7 +12,6 @@ import numpy as np
 import psycopg
 import pytest
 
-from headwater import native
 from headwater.drivers import postgres_receiver
 from headwater.drivers.postgres import connect
 from headwater.drivers.postgres_receiver import DENSE, LONG_NAP, NAP, Pace, Receiver, addresses
@@ -27,12 +26,10 @@ pytestmark = pytest.mark.needs("postgres")
 Start = Callable[[], psycopg.Connection]
 
 
-@pytest.fixture(params=["compiled", "psycopg"])
+@pytest.fixture(params=[pytest.param("compiled", marks=pytest.mark.needs("native")), "psycopg"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "psycopg":
         monkeypatch.setattr(postgres_receiver, "_native", lambda pgconn: None)
-    elif native.compiled("headwater.drivers.postgres_native") is None:
-        pytest.skip("the compiled modules are not built")
     return str(request.param)
 
 

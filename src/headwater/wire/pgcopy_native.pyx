@@ -6,9 +6,11 @@ bytes are read once here. What is not as expected, however little, is left to th
 """
 
 from cpython.buffer cimport PyBuffer_FillInfo
-from libc.stdint cimport INT32_MAX, int16_t, int32_t, int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
+
+from headwater.wire.byte_order cimport half, number, signed_half, word
 
 FIXED, BYTES, DECIMAL, PLACE = 0, 1, 2, 3
 """What a column gets of a value: so many bytes, in the machine's order; any number of them; a decimal128 of at most 18
@@ -69,27 +71,19 @@ cdef object handed_over(void** pointer, int64_t size):
     return made
 
 
-cdef inline uint16_t half(const unsigned char* data) noexcept nogil:
-    return <uint16_t>((data[0] << 8) | data[1])
-
-
-cdef inline uint32_t word(const unsigned char* data) noexcept nogil:
-    return (<uint32_t>half(data) << 16) | half(data + 2)
-
-
 cdef inline void turned(const unsigned char* data, unsigned char* out, int64_t width) noexcept nogil:
     """A number from the wire's order to the machine's."""
     cdef uint16_t two
     cdef uint32_t four
     cdef uint64_t eight
     if width == 8:
-        eight = (<uint64_t>word(data) << 32) | word(data + 4)
+        eight = number(data)
         memcpy(out, &eight, 8)
     elif width == 4:
         four = word(data)
         memcpy(out, &four, 4)
     elif width == 2:
-        two = half(data)
+        two = <uint16_t>half(data)
         memcpy(out, &two, 2)
     else:
         memcpy(out, data, width)
@@ -102,7 +96,7 @@ cdef bint decimal(const unsigned char* data, int64_t size, Column* column, unsig
     cdef int64_t high
     if size < 8:
         return False
-    count, weight, sign = half(data), <int16_t>half(data + 2), half(data + 4)
+    count, weight, sign = half(data), signed_half(data + 2), half(data + 4)
     if size != 8 + 2 * count or (sign != 0 and sign != 0x4000) or half(data + 6) != column.scale:
         return False
     if count > weight + 1 + column.groups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -82,7 +83,7 @@ class Values:
         return [column.array() for column in made]
 
 
-class _Column:
+class _Column(ABC):
     """An array in the making. Rows are taken in sequence."""
 
     def __init__(self, loops: ModuleType, name: str, count: int) -> None:
@@ -92,11 +93,13 @@ class _Column:
         self._valid = np.empty(count, np.uint8)
         self._nulls = 0
 
+    @abstractmethod
     def take(self, where: Where, first: int, last: int) -> None:
-        raise NotImplementedError
+        """The values at the rows `first` to `last`."""
 
+    @abstractmethod
     def array(self) -> pa.Array:
-        raise NotImplementedError
+        """Of all rows, once they are taken."""
 
     def _bad(self, text: str) -> Malformed:
         return Malformed(f"{self._name}: {text}")

@@ -12,21 +12,12 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t, 
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+from headwater.arrow_interface cimport ArrowArray
+from headwater.wire.byte_order cimport half, number, signed_half, word
+
 import pyarrow as pa
 
 include "pgoutput_native_values.pxi"
-
-cdef struct ArrowArray:
-    int64_t length
-    int64_t null_count
-    int64_t offset
-    int64_t n_buffers
-    int64_t n_children
-    const void** buffers
-    ArrowArray** children
-    ArrowArray* dictionary
-    void (*release)(ArrowArray*) noexcept nogil
-    void* private_data
 
 cdef enum:
     HEADS = 6  # `_op` to `_transaction`; then `before` and `after`

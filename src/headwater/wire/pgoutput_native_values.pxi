@@ -52,18 +52,6 @@ cdef inline const uint8_t* value_at(Source* source, int64_t base, int64_t column
     return source.data + place if place >= 0 else NULL
 
 
-cdef inline uint32_t half(const uint8_t* at) noexcept nogil:
-    return (<uint32_t>at[0] << 8) | at[1]
-
-
-cdef inline uint32_t word(const uint8_t* at) noexcept nogil:
-    return (half(at) << 16) | half(at + 2)
-
-
-cdef inline uint64_t number(const uint8_t* at) noexcept nogil:
-    return (<uint64_t>word(at) << 32) | word(at + 4)
-
-
 cdef inline void clear_bit(uint8_t* bits, int64_t row) noexcept nogil:
     bits[row >> 3] &= <uint8_t>~(1 << (row & 7))
 
@@ -287,10 +275,6 @@ cdef bint is_exact(const uint8_t* value, int64_t size, int64_t precision, int64_
     return behind < 0 or (
         behind == 0 and (shown % 4 == 0 or half(value + 6 + 2 * count) % power(4 - shown % 4) == 0)
     )
-
-
-cdef inline int64_t signed_half(const uint8_t* at) noexcept nogil:
-    return <int64_t>(half(at) ^ 0x8000) - 0x8000
 
 
 cdef inline int64_t length_of(uint32_t group) noexcept nogil:

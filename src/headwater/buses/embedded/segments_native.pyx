@@ -7,19 +7,9 @@ The batch is handed over by Arrow's C data interface (https://arrow.apache.org/d
 from libc.stdint cimport int8_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from headwater.model import Op
+from headwater.arrow_interface cimport ArrowArray
 
-cdef struct ArrowArray:
-    int64_t length
-    int64_t null_count
-    int64_t offset
-    int64_t n_buffers
-    int64_t n_children
-    const void** buffers
-    ArrowArray** children
-    ArrowArray* dictionary
-    void (*release)(ArrowArray*) noexcept
-    void* private_data
+from headwater.model import Op
 
 cdef struct Place:
     uint32_t epoch
